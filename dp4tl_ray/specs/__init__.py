@@ -1,0 +1,1 @@
+"""What may be asked for: closed, frozen records; no torch, no ray."""

@@ -1,0 +1,149 @@
+"""What comes out: the manifest that a step leaves, and the line of results.jsonl."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dp4tl_ray.specs.base import Fraction, Spec
+from dp4tl_ray.specs.steps import Stage, StepSpec
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Seconds = Annotated[float, Field(ge=0)]
+Number = float | int | str | bool | None
+
+
+class File(Spec):
+    """One file of an artifact."""
+
+    sha256: Sha256
+    """Checksum of the content."""
+    size: Annotated[int, Field(ge=0)]
+    """Bytes."""
+
+
+class Manifest(Spec):
+    """Record of a finished step; written last, so that its existence means the step is done."""
+
+    stage: Stage
+    """Stage of the step."""
+    stage_version: int
+    """Raised when a stage computes something else than before; part of the identity."""
+    digest: Sha256
+    """Identity: sha256 over stage, version, spec and inputs."""
+    name: str
+    """Readable name of the step."""
+    spec: StepSpec
+    """What was asked for."""
+    inputs: dict[str, Sha256]
+    """Role -> digest of the steps whose artifacts were read."""
+    files: dict[str, File]
+    """File name -> checksum and size."""
+    seconds: Seconds
+    """Wall time, over all attempts when a step was resumed."""
+    device: str
+    """Device that did the work."""
+    num_workers: int
+    """Data-parallel workers."""
+    metrics: dict[str, Number]
+    """Small facts that the stage reports, such as losses and counts."""
+    versions: dict[str, str]
+    """Versions of what could change the result: python, torch, numpy, this package."""
+    resumed: bool = False
+    """Whether the step continued from a checkpoint."""
+
+
+class Hyperparameters(Spec):
+    """What the transfer chose on validation."""
+
+    l2: float | None = None
+    """L2 strength of the linear probe."""
+    lr: float | None = None
+    """Learning rate of full finetuning."""
+
+
+class Metrics(Spec):
+    """Accuracies on the test split, looked at once."""
+
+    accuracy: Fraction
+    """Share of test examples classified correctly."""
+    mean_class_accuracy: Fraction
+    """Mean over classes of the share classified correctly."""
+
+
+class Result(Spec):
+    """One line of results.jsonl: one pretraining transferred to one target."""
+
+    study: str
+    """Study that asked for it."""
+    source: str
+    """Source dataset."""
+    target: str
+    """Target dataset."""
+    method: str
+    """Pruning method; `none` at ratio 0 and for the controls."""
+    pruning_ratio: Fraction
+    """Share of source examples removed."""
+    class_ratio: Fraction | None
+    """Share of source classes of which nothing is kept; null without pretraining."""
+    unvoted_share: Fraction | None
+    """Share of kept classes without a single vote; null for methods that do not vote."""
+    objective: str
+    """supervised, none (untrained network) or raw_pixels."""
+    pretraining: str
+    """Pretraining recipe, by the fields that differ from the defaults."""
+    adversarial: str
+    """Adversarial variant of the pretraining."""
+    network: str
+    """Architecture; empty for raw pixels."""
+    budget: str
+    """Budget of the pretraining, such as epochs=10; empty without pretraining."""
+    optimizer_steps: Annotated[int, Field(ge=0)]
+    """Optimizer steps of the pretraining."""
+    examples_seen: Annotated[int, Field(ge=0)]
+    """Examples that the pretraining drew."""
+    transfer: str
+    """Transfer protocol."""
+    transfer_hyperparameters: Hyperparameters
+    """What the transfer chose on validation."""
+    seed: int
+    """Seed of the repetition."""
+    surrogate_seed: int | None
+    """Seed of the surrogate where it is pinned: the spread over seeds then excludes it."""
+    num_source: Annotated[int, Field(ge=0)]
+    """Examples of the source."""
+    num_kept: Annotated[int, Field(ge=0)]
+    """Examples kept."""
+    num_classes_kept: Annotated[int, Field(ge=0)]
+    """Classes of which at least one example is kept."""
+    metrics: Metrics | None
+    """Accuracies; null when the cell failed."""
+    val_accuracy: Fraction | None
+    """Validation accuracy of the chosen hyper-parameters."""
+    surrogate_seconds: Seconds
+    """Wall time of the surrogate that the subset rests on; 0 without one."""
+    score_seconds: Seconds
+    """Wall time of embedding, scoring and pruning."""
+    pretrain_seconds: Seconds
+    """Wall time of the pretraining."""
+    transfer_seconds: Seconds
+    """Wall time of the transfer."""
+    device_seconds: Seconds
+    """Wall time of the pretraining times its workers."""
+    device: str
+    """Device of the pretraining."""
+    precision: str
+    """Precision of the pretraining; empty without one."""
+    num_workers: int
+    """Data-parallel workers of the pretraining."""
+    status: Literal["done", "failed"]
+    """failed: a step on the way failed; `error` says which and why."""
+    error: str = ""
+    """Name of the failed step and the reason."""
+    surrogate_digest: str
+    """Identity of the surrogate; empty without one."""
+    subset_digest: str
+    """sha256 of the kept indices: equal digests are equal subsets; empty for the whole source."""
+    pretrain_digest: str
+    """Identity of the pretraining; empty for raw pixels."""
+    predictions_digest: str
+    """sha256 of the per-example test predictions; empty when failed."""

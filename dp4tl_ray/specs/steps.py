@@ -1,0 +1,107 @@
+"""What each stage of a plan is asked to do; together with its inputs, a step's identity."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dp4tl_ray.specs.base import Spec
+from dp4tl_ray.specs.data import Source, Target
+from dp4tl_ray.specs.method import Method
+from dp4tl_ray.specs.network import Network
+from dp4tl_ray.specs.pretraining import Supervised, Surrogate
+from dp4tl_ray.specs.transfer import Transfer
+
+Stage = Literal["data", "surrogate", "embed", "score", "prune", "pretrain", "finetune"]
+STAGES: tuple[Stage, ...] = (
+    "data",
+    "surrogate",
+    "embed",
+    "score",
+    "prune",
+    "pretrain",
+    "finetune",
+)
+
+
+class DataStep(Spec):
+    """Bring a dataset into the store as arrays."""
+
+    stage: Literal["data"] = "data"
+    dataset: Source | Target
+    """Dataset to read or render."""
+    role: Literal["source", "target"]
+    """A source is read for training only; a target with its splits."""
+    fingerprint: str = ""
+    """Names, sizes and times of the files that the dataset lies in; empty for embedded ones."""
+
+
+class SurrogateStep(Spec):
+    """Train the surrogate on the whole source."""
+
+    stage: Literal["surrogate"] = "surrogate"
+    surrogate: Surrogate
+    """Recipe; its own seed is resolved into `seed`."""
+    seed: int
+    """Seed of weights, order and augmentation."""
+
+
+class EmbedStep(Spec):
+    """Pass a dataset's train images through the surrogate."""
+
+    stage: Literal["embed"] = "embed"
+    shots: int | None
+    """Train images per class, drawn by the seed; null takes all."""
+    seed: int
+    """Seed of the draw; 0 where everything is taken."""
+
+
+class ScoreStep(Spec):
+    """Score the units of the source."""
+
+    stage: Literal["score"] = "score"
+    method: Method
+    """Pruning method."""
+    seed: int
+    """Seed of random methods and of the order within classes."""
+
+
+class PruneStep(Spec):
+    """Turn scores and a ratio into kept examples."""
+
+    stage: Literal["prune"] = "prune"
+    pruning_ratio: float
+    """Share of the examples removed."""
+    whole_units: bool
+    """Whether only whole classes are kept."""
+
+
+class PretrainStep(Spec):
+    """Pretrain a network on the kept examples, or only initialise it."""
+
+    stage: Literal["pretrain"] = "pretrain"
+    pretraining: Supervised | None
+    """Recipe; null leaves the network as initialised."""
+    network: Network
+    """Architecture."""
+    adversarial: Literal["none"]
+    """Adversarial variant."""
+    seed: int
+    """Seed of weights, order and augmentation."""
+
+
+class FinetuneStep(Spec):
+    """Transfer to a target and look at its test split once."""
+
+    stage: Literal["finetune"] = "finetune"
+    shots: int | None
+    """Train images per class, drawn by the seed; null takes all."""
+    transfer: Transfer
+    """Protocol."""
+    seed: int
+    """Seed of the target draw and of the transfer."""
+
+
+StepSpec = Annotated[
+    DataStep | SurrogateStep | EmbedStep | ScoreStep | PruneStep | PretrainStep | FinetuneStep,
+    Field(discriminator="stage"),
+]

@@ -1,0 +1,109 @@
+"""Recipes: everything that shapes one training, apart from its data and its seed."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic_core import PydanticCustomError
+
+from dp4tl_ray.specs.base import (
+    Count,
+    Fraction,
+    Natural,
+    NotNegative,
+    Positive,
+    Spec,
+    _require_tags,
+)
+from dp4tl_ray.specs.network import BatchNorm, Network, SmallResNet
+
+
+def _exactly_one(schema: dict[str, Any], model: type[Spec]) -> None:
+    schema["oneOf"] = [{"required": [name]} for name in model.model_fields]
+    for field in schema["properties"].values():
+        # null stands for "not given"; it cannot be written
+        del field["default"]
+        field |= field.pop("anyOf")[0]
+
+
+class Budget(Spec, json_schema_extra=_exactly_one):
+    """How long to train: either epochs (pruning saves steps) or examples seen (equal steps)."""
+
+    epochs: Count | None = None
+    """Passes over the kept examples, the paper's budget: less data, fewer steps, less time."""
+    examples_seen: Count | None = None
+    """Examples drawn in total, with repetition: every subset gets the same number of steps."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_of_two(cls, data: Any) -> Any:
+        known = isinstance(data, dict) and set(data) <= set(cls.model_fields)
+        if known and (len(data) != 1 or None in data.values()):
+            raise PydanticCustomError("budget", "give either epochs or examples_seen")
+        return data
+
+    @model_serializer(mode="wrap")
+    def _only_the_given_one(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the null, which nobody may write, so that what is dumped can be read."""
+        return {name: value for name, value in serialize(self).items() if value is not None}
+
+
+class Optimizer(Spec):
+    """Stochastic gradient descent with Nesterov momentum, or AdamW."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """Update rule."""
+    lr: Positive = 0.5
+    """Peak learning rate; the paper's is 0.5 at batches of 1024."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of SGD, or the first beta of AdamW."""
+    weight_decay: NotNegative = 5e-5
+    """L2 penalty (SGD) or decoupled decay (AdamW)."""
+    decay_norms: bool = True
+    """Decay biases and normalisation weights too, as the paper does."""
+
+
+class Schedule(Spec):
+    """Learning rate over the budget; every horizon is a fraction of it."""
+
+    name: Literal["cyclic", "one_cycle", "cosine"] = "cyclic"
+    """After the warm-up: cyclic falls linearly (the paper), one_cycle and cosine as a cosine;
+    one_cycle warms up along a cosine too, the others linearly."""
+    warmup: Fraction = 0.125
+    """Share of the budget spent warming up; the paper: 2 of 16 epochs."""
+
+
+class Augmentation(Spec):
+    """Random changes of the training images, drawn per example."""
+
+    shift: Natural = 0
+    """Largest shift in pixels, in each direction, edges repeated."""
+    flip: bool = False
+    """Mirror half of the images left to right."""
+    crop: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Smallest share of the area that a random crop keeps (ratio 3/4 to 4/3); 1 does not crop."""
+
+
+class Recipe(Spec, json_schema_extra=_require_tags):
+    """Supervised training of a network. Defaults are those of the paper's 16-epoch recipe."""
+
+    network: Network = SmallResNet()
+    """Architecture."""
+    budget: Budget = Budget(epochs=16)
+    """How long to train."""
+    batch_size: Count = 1024
+    """Examples per optimizer step, over all workers."""
+    optimizer: Optimizer = Optimizer()
+    """Update rule."""
+    schedule: Schedule = Schedule()
+    """Learning rate over the budget."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability mass spread over all classes."""
+    augmentation: Augmentation = Augmentation()
+    """Random changes of the training images."""
+    batch_norm: BatchNorm = BatchNorm()
+    """Groups over which batch statistics are computed."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 computes forward and backward under autocast; weights stay fp32."""
+    ema: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Horizon of an exponential moving average of the weights, as a fraction of the budget; the
+    average is what is kept."""

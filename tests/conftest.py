@@ -1,0 +1,98 @@
+"""A tiny world on disk, in torchvision's ImageFolder layout: stripes and blobs, easy to learn."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+
+from dp4tl_ray.specs.study import Study
+
+
+def draw_class(label: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """Draw one 16 x 16 picture: stripes whose direction and period tell the class."""
+    y, x = np.mgrid[0:16, 0:16]
+    angle, period = label * np.pi / 6, 3.0 + label % 3
+    wave = np.sin(2 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) / period + rng.uniform(0, 6))
+    picture: npt.NDArray[np.float64] = np.clip(
+        128 + 90 * wave + rng.normal(0, 12, (16, 16)), 0, 255
+    )
+    return picture.astype(np.uint8)
+
+
+def write_folder(root: Path, labels: range, per_class: int, seed: int) -> Path:
+    """Write a folder of pictures, one subfolder per class."""
+    rng = np.random.default_rng(seed)
+    for label in labels:
+        folder = root / f"stripes{label}"
+        folder.mkdir(parents=True)
+        for index in range(per_class):
+            Image.fromarray(draw_class(label, rng)).save(folder / f"{index:03d}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Paths of a source of 6 classes and of a target of 3."""
+    root = tmp_path_factory.mktemp("pictures")
+    return {
+        "source": str(write_folder(root / "source", range(6), 24, seed=0)),
+        "target": str(write_folder(root / "target", range(1, 4), 30, seed=1)),
+    }
+
+
+def recipe(**changes: Any) -> dict[str, Any]:
+    """Return a recipe small enough for a test."""
+    return {
+        "network": {"arch": "resnet9", "width": 4},
+        "budget": {"epochs": 2},
+        "batch_size": 16,
+        "optimizer": {"lr": 0.1},
+        "batch_norm": {"group_size": 8},
+        **changes,
+    }
+
+
+def folder(path: str, **changes: Any) -> dict[str, Any]:
+    """Return the dataset record of a tiny folder."""
+    return {"dataset": "image_folder", "path": path, "image_size": 16, "channels": 1, **changes}
+
+
+def study_data(pictures: dict[str, str], **changes: Any) -> dict[str, Any]:
+    """Return a small study as plain data, as YAML would give it."""
+    return {
+        "name": "tiny",
+        "source": folder(pictures["source"]),
+        "surrogate": recipe(),
+        "targets": [folder(pictures["target"], shots=4)],
+        "methods": ["random_classes", "label_mapping"],
+        "pruning_ratios": [0.0, 0.5],
+        "pretraining": [{"objective": "supervised", **recipe()}, "none", "raw_pixels"],
+        **changes,
+    }
+
+
+def tiny_study(pictures: dict[str, str], **changes: Any) -> Study:
+    """Return a small study."""
+    return Study.model_validate(study_data(pictures, **changes))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def ctrl_c() -> None:
+    """Let children feel Ctrl-C, also where a shell made the tests deaf to it (`make test &`)."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Pin torch to one thread: float sums then have one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
