@@ -1,0 +1,1 @@
+"""Datasets on disk -> batches of tensors."""
