@@ -1,0 +1,1 @@
+"""Mechanism that exists once: networks, the fit loop, the inference pass, checkpoints."""
