@@ -1,0 +1,363 @@
+"""A study -> deduplicated, ordered steps. Pure: specs in, steps out; nothing is run or read.
+
+A step is identified by its content: stage, version, spec and the digests of its inputs. Cells of
+the grid that need the same step share it: ratio 0 is shared by all methods, target-agnostic methods
+by all targets, a pretraining by all its transfers, one score by all ratios.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from typing import Literal
+
+from dp4tl_ray.specs.base import digest, label
+from dp4tl_ray.specs.data import Dataset
+from dp4tl_ray.specs.method import AnyMethod, needs
+from dp4tl_ray.specs.network import AnyNetwork
+from dp4tl_ray.specs.pretraining import RawPixels, Supervised, Untrained
+from dp4tl_ray.specs.steps import (
+    DataStep,
+    EmbedStep,
+    FinetuneStep,
+    PretrainStep,
+    PruneStep,
+    ScoreStep,
+    Stage,
+    StepSpec,
+    SurrogateStep,
+)
+from dp4tl_ray.specs.study import AnyPretraining, Study
+from dp4tl_ray.specs.transfer import FullFinetune, LinearProbe
+
+STAGE_VERSIONS: dict[Stage, int] = {
+    "data": 1,
+    "surrogate": 1,
+    "embed": 1,
+    "score": 1,
+    "prune": 1,
+    "pretrain": 1,
+    "finetune": 1,
+}
+"""Raise a number when a stage computes something else than before: its old artifacts are then
+no longer found."""
+
+Role = Literal["source", "target"]
+Fingerprint = Callable[[Dataset, Role], str]
+
+
+def no_fingerprint(dataset: Dataset, role: Role) -> str:
+    """Identify a dataset by its spec alone, which is enough for the embedded ones."""
+    return ""
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One stage with everything that decides its result."""
+
+    spec: StepSpec
+    inputs: Mapping[str, str]
+    """Role -> digest of the step that is read."""
+    name: str
+    """Readable name, part of the folder."""
+
+    @property
+    def stage(self) -> Stage:
+        """Stage of the step."""
+        return self.spec.stage
+
+    @cached_property
+    def digest(self) -> str:
+        """Identity of the step, 64 hexadecimal digits."""
+        return digest(
+            {
+                "stage": self.stage,
+                "version": STAGE_VERSIONS[self.stage],
+                "spec": self.spec.model_dump(mode="json"),
+                "inputs": dict(self.inputs),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid: one pretraining transferred to one target; one line of results."""
+
+    target: Dataset
+    method: AnyMethod | None
+    """None at ratio 0 and for the controls."""
+    pruning_ratio: float
+    pretraining: AnyPretraining
+    network: AnyNetwork | None
+    adversarial: str
+    transfer: LinearProbe | FullFinetune
+    seed: int
+    steps: Mapping[str, str]
+    """Role -> digest: source, target, surrogate, embed, score, prune, pretrain, finetune."""
+
+
+@dataclass
+class Plan:
+    """The steps of a study, in an order in which every input comes first."""
+
+    study: Study
+    steps: dict[str, PlannedStep] = field(default_factory=dict)
+    cells: list[Cell] = field(default_factory=list)
+    naive: Counter[Stage] = field(default_factory=Counter)
+    """Steps per stage that a grid without sharing would run."""
+
+    @cached_property
+    def users(self) -> dict[str, list[str]]:
+        """Digest -> the steps that read it."""
+        users: dict[str, list[str]] = {key: [] for key in self.steps}
+        for key, step in self.steps.items():
+            for used in step.inputs.values():
+                users[used].append(key)
+        return users
+
+    @cached_property
+    def priority(self) -> dict[str, float]:
+        """Digest -> length of the longest path from it to a result; the longest goes first."""
+        longest: dict[str, float] = {}
+        for key in reversed(self.steps):
+            after = max((longest[user] for user in self.users[key]), default=0.0)
+            longest[key] = after + self.cost(key)
+        return longest
+
+    def cost(self, key: str) -> float:
+        """Guess what a step costs relative to others: for the order of running and for ETAs."""
+        return _nominal_cost(self.steps, key)
+
+    def unique(self) -> Counter[Stage]:
+        """Count the steps per stage that this plan runs at most."""
+        return Counter(step.stage for step in self.steps.values())
+
+
+def _nominal_cost(steps: Mapping[str, PlannedStep], key: str) -> float:
+    """Guess a cost in examples seen, as if every source had 10,000 examples."""
+    spec = steps[key].spec
+    match spec:
+        case PretrainStep(pretraining=Supervised(budget=budget)):
+            kept = 1.0
+            if (pruned := steps[key].inputs.get("prune")) is not None:
+                prune = steps[pruned].spec
+                assert isinstance(prune, PruneStep)
+                kept -= prune.pruning_ratio
+            return (budget.epochs or 0) * kept * 1e4 + (budget.examples_seen or 0)
+        case SurrogateStep(surrogate=surrogate):
+            return (surrogate.budget.epochs or 0) * 1e4 + (surrogate.budget.examples_seen or 0)
+        case _:
+            return 1e3
+
+
+class _Planner:
+    """Adds the steps of one cell after the other, each step once."""
+
+    def __init__(self, study: Study, fingerprint: Fingerprint) -> None:
+        self.study, self.fingerprint = study, fingerprint
+        self.plan = Plan(study)
+        self.memo: dict[object, str] = {}
+
+    def add(self, make: Callable[[], StepSpec], name: str, *key: object, **inputs: str) -> str:
+        """Return the digest of a step, adding it to the plan where it is new.
+
+        `key` names the step among those of this study, so that the ten-thousandth cell costs a
+        dictionary look-up instead of a digest.
+        """
+        memo_key = (key, tuple(inputs.items()))
+        if memo_key not in self.memo:
+            step = PlannedStep(make(), inputs, name)
+            self.memo[memo_key] = step.digest
+            self.plan.steps.setdefault(step.digest, step)
+        return self.memo[memo_key]
+
+    def data(self, dataset: Dataset, role: Role) -> str:
+        def make() -> DataStep:
+            everything = {"shots": None} if hasattr(dataset, "shots") else {}
+            whole = dataset.model_copy(update=everything)  # draws of one dataset share its arrays
+            return DataStep(dataset=whole, role=role, fingerprint=self.fingerprint(dataset, role))
+
+        return self.add(
+            make,
+            dataset.dataset,
+            "data",
+            role,
+            id(dataset),
+        )
+
+    def surrogate(self, steps: dict[str, str], seed: int) -> str:
+        surrogate = self.study.surrogate
+        seed = seed if surrogate.seed is None else surrogate.seed
+        return self.add(
+            lambda: SurrogateStep(surrogate=surrogate.model_copy(update={"seed": None}), seed=seed),
+            f"{surrogate.network.arch}-s{seed}",
+            "surrogate",
+            seed,
+            source=steps["source"],
+        )
+
+    def embed(self, steps: dict[str, str], shots: int | None, seed: int, role: str) -> str:
+        draw = seed if shots is not None else 0  # without a draw the seed changes nothing
+        return self.add(
+            lambda: EmbedStep(shots=shots, seed=draw),
+            f"{role}-s{draw}",
+            "embed",
+            shots,
+            draw,
+            surrogate=steps["surrogate"],
+            data=steps[role],
+        )
+
+    def subset(
+        self, steps: dict[str, str], method: AnyMethod, ratio: float, target: Dataset, seed: int
+    ) -> None:
+        """Add surrogate, embedding, score and pruning, as far as the method needs them."""
+        inputs = {"source": steps["source"]}
+        if (needed := needs(method)) != "nothing":
+            steps["surrogate"] = self.surrogate(steps, seed)
+            of_target = needed == "embedded target"
+            shots = getattr(target, "shots", None) if of_target else None
+            role = "target" if of_target else "source"
+            steps["embed"] = self.embed(steps, shots, seed, role)
+            inputs["embed"] = steps["embed"]
+        steps["score"] = self.add(
+            lambda: ScoreStep(method=method, seed=seed),
+            f"{label(method)}-s{seed}",
+            "score",
+            id(method),
+            seed,
+            **inputs,
+        )
+        steps["prune"] = self.add(
+            lambda: PruneStep(pruning_ratio=ratio, whole_units=self.study.whole_units),
+            f"{label(method)}-r{ratio:g}-s{seed}",
+            "prune",
+            ratio,
+            source=steps["source"],
+            score=steps["score"],
+        )
+
+    def pretrain(
+        self,
+        steps: dict[str, str],
+        pretraining: Supervised | Untrained,
+        network: AnyNetwork,
+        adversarial: str,
+        seed: int,
+    ) -> None:
+        trained = pretraining if isinstance(pretraining, Supervised) else None
+        inputs = {"source": steps["source"]}
+        if "prune" in steps:
+            inputs["prune"] = steps["prune"]
+        steps["pretrain"] = self.add(
+            lambda: PretrainStep.model_validate(
+                {
+                    "pretraining": trained,
+                    "network": network,
+                    "adversarial": adversarial,
+                    "seed": seed,
+                }
+            ),
+            f"{pretraining.objective}-{network.arch}-s{seed}",
+            "pretrain",
+            id(pretraining),
+            network,
+            adversarial,
+            seed,
+            **inputs,
+        )
+
+    def finetune(
+        self,
+        steps: dict[str, str],
+        cell_target: Dataset,
+        transfer: LinearProbe | FullFinetune,
+        seed: int,
+    ) -> None:
+        shots = getattr(cell_target, "shots", None)
+        inputs = {"target": steps["target"]}
+        if "pretrain" in steps:
+            inputs["pretrain"] = steps["pretrain"]
+        steps["finetune"] = self.add(
+            lambda: FinetuneStep(shots=shots, transfer=transfer, seed=seed),
+            f"{cell_target.dataset}-{transfer.transfer}-s{seed}",
+            "finetune",
+            shots,
+            id(transfer),
+            seed,
+            **inputs,
+        )
+
+
+def _variants(study: Study) -> list[tuple[AnyPretraining, AnyNetwork | None]]:
+    """List the pretrainings with their networks; `none` stands once for each distinct network."""
+    networks = list(dict.fromkeys(p.network for p in study.networks))
+    variants: list[tuple[AnyPretraining, AnyNetwork | None]] = []
+    for pretraining in study.pretraining:
+        match pretraining:
+            case Supervised():
+                variants.append((pretraining, pretraining.network))
+            case Untrained():
+                variants += [(pretraining, network) for network in networks]
+            case RawPixels():
+                variants.append((pretraining, None))
+    return variants
+
+
+def is_wide(step: PlannedStep) -> bool:
+    """Whether all workers of a lane share a step: those that train on the source do."""
+    spec = step.spec
+    return isinstance(spec, SurrogateStep) or (
+        isinstance(spec, PretrainStep) and spec.pretraining is not None
+    )
+
+
+def make_plan(study: Study, fingerprint: Fingerprint = no_fingerprint) -> Plan:
+    """Plan a study: every cell of the grid, and the fewest steps that give all of them.
+
+    Args:
+        study: What is asked for.
+        fingerprint: Names the content of a dataset that lies in files.
+    """
+    planner = _Planner(study, fingerprint)
+    plan, seen = planner.plan, set[tuple[str, ...]]()
+    axes = product(
+        study.seeds,
+        _variants(study),
+        study.adversarial,
+        study.pruning_ratios,
+        study.methods,
+        study.targets,
+        study.transfers,
+    )
+    for seed, (pretraining, network), adversarial, ratio, method, target, transfer in axes:
+        if isinstance(pretraining, RawPixels) and not isinstance(transfer, LinearProbe):
+            continue  # pixels have no weights to finetune; the study says so
+        steps = {"source": planner.data(study.source, "source")}
+        steps["target"] = planner.data(target, "target")
+        pruned = ratio > 0 and isinstance(pretraining, Supervised)
+        if pruned:
+            planner.subset(steps, method, ratio, target, seed)
+        if network is not None and not isinstance(pretraining, RawPixels):
+            planner.pretrain(steps, pretraining, network, adversarial, seed)
+        planner.finetune(steps, target, transfer, seed)
+        plan.naive.update(plan.steps[key].stage for key in steps.values())
+        identity = tuple(steps.values())
+        if identity in seen:
+            continue
+        seen.add(identity)
+        plan.cells.append(
+            Cell(
+                target,
+                method if pruned else None,
+                ratio if pruned else 0.0,
+                pretraining,
+                network,
+                adversarial,
+                transfer,
+                seed,
+                steps,
+            )
+        )
+    return plan

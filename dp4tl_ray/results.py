@@ -1,0 +1,179 @@
+"""Manifests -> lines of results.jsonl: every number that is reported anywhere is in one of them."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dp4tl_ray.atomic import write_atomically
+from dp4tl_ray.plan import Cell, Plan
+from dp4tl_ray.specs.base import label
+from dp4tl_ray.specs.pretraining import Supervised
+from dp4tl_ray.specs.records import Hyperparameters, Manifest, Metrics, Result
+from dp4tl_ray.store import Artifact, Store
+
+log = logging.getLogger("dp4tl")
+
+PREDICTIONS = "test_predictions.npy"
+
+
+def collect(plan: Plan, store: Store, errors: Mapping[str, str]) -> list[Result]:
+    """Return a result for every cell whose transfer is done, and for every cell that failed.
+
+    Args:
+        plan: Cells and their steps.
+        store: Where the artifacts are.
+        errors: Digest -> reason of the steps that failed.
+    """
+    results = []
+    for cell in plan.cells:
+        found = {role: store.find(plan.steps[key]) for role, key in cell.steps.items()}
+        artifacts = {role: artifact for role, artifact in found.items() if artifact is not None}
+        error = errors.get(cell.steps["finetune"], "")
+        if "finetune" in artifacts or error:
+            results.append(_result(plan, cell, artifacts, error))
+    return results
+
+
+def failures(plan: Plan, store: Store) -> dict[str, str]:
+    """Return digest -> reason of the steps that failed when last tried, or need one that did."""
+    errors: dict[str, str] = {}
+    for key, step in plan.steps.items():
+        if store.find(step) is None:
+            own = store.failure(step)
+            inherited = (errors[used] for used in step.inputs.values() if used in errors)
+            if error := own or next(inherited, ""):
+                errors[key] = error
+    return errors
+
+
+def _result(plan: Plan, cell: Cell, artifacts: Mapping[str, Artifact], error: str) -> Result:
+    manifests = {role: artifact.manifest for role, artifact in artifacts.items()}
+    pretraining = cell.pretraining
+    recipe = pretraining if isinstance(pretraining, Supervised) else None
+    pretrain = manifests.get("pretrain")
+    transfer = manifests.get("finetune")
+    done = transfer is not None
+    return Result(
+        study=plan.study.name,
+        source=label(plan.study.source),
+        target=label(cell.target),
+        method=label(cell.method) if cell.method else "none",
+        pruning_ratio=cell.pruning_ratio,
+        objective=pretraining.objective,
+        pretraining=label(pretraining),
+        adversarial=cell.adversarial,
+        network=label(cell.network) if cell.network else "",
+        budget=_budget(recipe),
+        optimizer_steps=int(_metric(pretrain, "optimizer_steps")),
+        examples_seen=int(_metric(pretrain, "examples_seen")),
+        transfer=label(cell.transfer),
+        transfer_hyperparameters=Hyperparameters(
+            l2=_optional(transfer, "l2"), lr=_optional(transfer, "lr")
+        ),
+        seed=cell.seed,
+        surrogate_seed=plan.study.surrogate.seed if "surrogate" in cell.steps else None,
+        metrics=Metrics(
+            accuracy=_metric(transfer, "accuracy"),
+            mean_class_accuracy=_metric(transfer, "mean_class_accuracy"),
+        )
+        if done
+        else None,
+        val_accuracy=_optional(transfer, "val_accuracy"),
+        surrogate_seconds=_seconds(manifests, "surrogate"),
+        score_seconds=_seconds(manifests, "embed", "score", "prune"),
+        pretrain_seconds=_seconds(manifests, "pretrain"),
+        transfer_seconds=_seconds(manifests, "finetune"),
+        device_seconds=_seconds(manifests, "pretrain") * (pretrain.num_workers if pretrain else 0),
+        device=pretrain.device if pretrain else "",
+        precision=recipe.precision if recipe else "",
+        num_workers=pretrain.num_workers if pretrain else 0,
+        status="done" if done else "failed",
+        error="" if done else error,
+        surrogate_digest=cell.steps.get("surrogate", ""),
+        pretrain_digest=cell.steps.get("pretrain", ""),
+        predictions_digest=transfer.files[PREDICTIONS].sha256 if transfer else "",
+        **_subset(manifests, recipe is not None),
+    )
+
+
+def _subset(manifests: Mapping[str, Manifest], trained: bool) -> dict[str, Any]:
+    """Describe the kept examples: what pruning left, the whole source, or nothing."""
+    source, prune = manifests.get("source"), manifests.get("prune")
+    num_source = int(_metric(source, "num_examples"))
+    if prune is not None:
+        return {
+            "num_source": num_source,
+            "num_kept": int(_metric(prune, "num_kept")),
+            "num_classes_kept": int(_metric(prune, "num_classes_kept")),
+            "class_ratio": _optional(prune, "class_ratio"),
+            "unvoted_share": _optional(prune, "unvoted_share"),
+            "subset_digest": prune.files["kept_indices.npy"].sha256,
+        }
+    return {
+        "num_source": num_source,
+        "num_kept": num_source if trained else 0,
+        "num_classes_kept": int(_metric(source, "num_classes")) if trained else 0,
+        "class_ratio": 0.0 if trained else None,
+        "unvoted_share": None,
+        "subset_digest": "",
+    }
+
+
+def _budget(recipe: Supervised | None) -> str:
+    if recipe is None:
+        return ""
+    name, value = next((n, v) for n, v in recipe.budget if v is not None)
+    return f"{name}={value}"
+
+
+def _metric(manifest: Manifest | None, name: str) -> float:
+    value = manifest.metrics.get(name) if manifest else None
+    return float(value) if value is not None else 0.0
+
+
+def _optional(manifest: Manifest | None, name: str) -> float | None:
+    value = manifest.metrics.get(name) if manifest else None
+    return None if value is None else float(value)
+
+
+def _seconds(manifests: Mapping[str, Manifest], *roles: str) -> float:
+    return sum(manifests[role].seconds for role in roles if role in manifests)
+
+
+def write_results(results: Sequence[Result], path: Path) -> None:
+    """Write one JSON object per line, all or nothing."""
+    text = "".join(result.model_dump_json() + "\n" for result in results)
+
+    def write(part: Path) -> None:
+        part.write_text(text, encoding="utf-8")
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, write)
+
+
+def read_results(path: Path) -> list[Result]:
+    """Read what `write_results` wrote."""
+    return [Result.model_validate_json(line) for line in path.read_text().splitlines()]
+
+
+class Predictions:
+    """Per-example correctness of results, read from the store that they came from."""
+
+    def __init__(self, plan: Plan, store: Store) -> None:
+        self.by_digest: dict[str, Artifact] = {}
+        for cell in plan.cells:
+            if (artifact := store.find(plan.steps[cell.steps["finetune"]])) is not None:
+                key = artifact.manifest.files[PREDICTIONS].sha256
+                self.by_digest[key] = artifact
+
+    def __call__(self, result: Result) -> npt.NDArray[np.bool_]:
+        """Return whether each test example was classified correctly, (N,)."""
+        artifact = self.by_digest[result.predictions_digest]
+        correct: npt.NDArray[np.bool_] = np.asarray(
+            artifact.array("test_predictions")
+        ) == np.asarray(artifact.array("test_labels"))
+        return correct

@@ -1,0 +1,1 @@
+"""The paper's procedure, one readable file per stage."""

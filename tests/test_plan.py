@@ -1,0 +1,154 @@
+import time
+from typing import Any
+
+import pytest
+
+from dp4tl_ray.plan import Plan, make_plan
+from dp4tl_ray.specs.steps import Stage
+from dp4tl_ray.specs.study import Study
+
+AGNOSTIC: list[Any] = [
+    "random_classes",
+    "random_examples",
+    {"method": "random_examples", "stratified": True},
+    "el2n",
+]
+AWARE: list[Any] = ["label_mapping", {"method": "label_mapping", "keep": "lowest"}]
+TARGETS = [{"dataset": "held_out_letters", "shots": n} for n in range(1, 9)]
+
+
+def study(**changes: Any) -> Study:
+    return Study.model_validate(
+        {
+            "name": "s",
+            "source": "glyphs_and_textures",
+            "targets": ["held_out_letters"],
+            "methods": ["label_mapping"],
+            "pruning_ratios": [0.5],
+            "pretraining": ["supervised"],
+            **changes,
+        }
+    )
+
+
+def stages(plan: Plan, stage: Stage) -> set[str]:
+    return {key for key, step in plan.steps.items() if step.stage == stage}
+
+
+def test_six_methods_ten_ratios_eight_targets_share_pretrainings() -> None:
+    ratios = [i / 10 for i in range(10)]
+    plan = make_plan(study(methods=AGNOSTIC + AWARE, pruning_ratios=ratios, targets=TARGETS))
+    assert plan.naive["pretrain"] == 6 * 10 * 8 == 480
+    # ratio 0 once; 4 agnostic methods x 9 ratios; 2 target-aware ones x 9 ratios x 8 targets
+    assert plan.unique()["pretrain"] == 1 + 4 * 9 + 2 * 9 * 8 == 181
+    assert plan.unique()["surrogate"] == 1
+    assert plan.unique()["score"] == 4 + 2 * 8
+
+
+def test_a_plan_of_ten_thousand_cells_takes_less_than_two_seconds() -> None:
+    big = study(
+        methods=AGNOSTIC[:2] + AWARE,
+        pruning_ratios=[i / 10 for i in range(10)],
+        targets=TARGETS[:5],
+        seeds=list(range(50)),
+    )
+    started = time.process_time()
+    plan = make_plan(big)
+    seconds = time.process_time() - started
+    assert plan.naive["finetune"] == 10_000
+    print(f"planned 10,000 cells in {seconds:.2f} s")
+
+
+def test_inputs_come_before_their_users_and_the_longest_path_first() -> None:
+    plan = make_plan(study(pruning_ratios=[0.0, 0.5]))
+    place = {key: index for index, key in enumerate(plan.steps)}
+    for key, step in plan.steps.items():
+        assert all(place[used] < place[key] for used in step.inputs.values())
+        assert all(plan.priority[used] > plan.priority[key] for used in step.inputs.values())
+
+
+CHANGES: list[tuple[dict[str, Any], set[Stage]]] = [
+    # what is changed -> stages whose steps become other steps
+    ({"runtime": {"lanes": 3, "max_failures": 9}}, set()),
+    ({"tracking": {"wandb": {"mode": "offline"}}}, set()),
+    ({"name": "other"}, set()),
+    ({"report": {"margin": 0.02}}, set()),
+    ({"transfers": ["full_finetune"]}, {"finetune"}),
+    ({"transfers": [{"transfer": "linear_probe", "l2": [1.0]}]}, {"finetune"}),
+    (
+        {"pretraining": [{"objective": "supervised", "label_smoothing": 0.1}]},
+        {"pretrain", "finetune"},
+    ),
+    (
+        {"pretraining": [{"objective": "supervised", "head": "source"}]},
+        {"pretrain", "finetune"},
+    ),
+    ({"pruning_ratios": [0.6]}, {"prune", "pretrain", "finetune"}),
+    ({"whole_units": True}, {"prune", "pretrain", "finetune"}),
+    (
+        {"methods": [{"method": "label_mapping", "keep": "lowest"}]},
+        {"score", "prune", "pretrain", "finetune"},
+    ),
+    (
+        {"targets": [{"dataset": "held_out_letters", "shots": 4}]},
+        {"embed", "score", "prune", "pretrain", "finetune"},
+    ),
+    (
+        {"surrogate": {"budget": {"epochs": 3}}},
+        {"surrogate", "embed", "score", "prune", "pretrain", "finetune"},
+    ),
+    ({"seeds": [1]}, {"surrogate", "embed", "score", "prune", "pretrain", "finetune"}),
+    ({"surrogate": {"seed": 0}}, set()),  # seed 0 pinned is the surrogate of seed 0
+    (
+        {"source": {"dataset": "glyphs_and_textures", "images_per_class": 7}},
+        {"data", "surrogate", "embed", "score", "prune", "pretrain", "finetune"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "changed"), CHANGES, ids=lambda v: str(v)[:60])
+def test_a_change_touches_exactly_the_stages_that_it_could_matter_to(
+    change: dict[str, Any], changed: set[Stage]
+) -> None:
+    before, after = make_plan(study()), make_plan(study(**change))
+    differ = {s for s in plan_stages(before) if stages(before, s) != stages(after, s)}
+    assert differ == changed
+
+
+def plan_stages(plan: Plan) -> set[Stage]:
+    return {step.stage for step in plan.steps.values()}
+
+
+def test_a_pinned_surrogate_is_shared_by_all_seeds() -> None:
+    assert make_plan(study(seeds=[0, 1, 2])).unique()["surrogate"] == 3
+    pinned = make_plan(study(seeds=[0, 1, 2], surrogate={"seed": 0}))
+    assert pinned.unique()["surrogate"] == 1
+    assert pinned.unique()["embed"] == 3  # the target draw still varies
+
+
+def test_the_controls_stand_once_per_target_seed_and_network() -> None:
+    plan = make_plan(
+        study(
+            pretraining=[
+                {"objective": "supervised", "network": {"arch": "resnet9", "width": w}}
+                for w in (4, 8)
+            ]
+            + ["none", "raw_pixels"],
+            methods=AGNOSTIC + AWARE,
+            pruning_ratios=[0.0, 0.5],
+            transfers=["linear_probe", "full_finetune"],
+            seeds=[0, 1],
+        )
+    )
+    floors = [c for c in plan.cells if c.pretraining.objective == "none"]
+    pixels = [c for c in plan.cells if c.pretraining.objective == "raw_pixels"]
+    assert len(floors) == 2 * 2 * 2  # networks x transfers x seeds
+    assert len(pixels) == 2  # seeds; pixels have nothing to finetune
+    assert all(c.method is None and c.pruning_ratio == 0 for c in floors + pixels)
+
+
+def test_the_content_of_a_folder_is_part_of_the_identity() -> None:
+    folder = {"dataset": "image_folder", "path": "x", "image_size": 16, "channels": 1}
+    a = make_plan(study(source=folder), lambda dataset, role: "a")
+    b = make_plan(study(source=folder), lambda dataset, role: "b")
+    assert not stages(a, "finetune") & stages(b, "finetune")
