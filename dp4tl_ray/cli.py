@@ -1,0 +1,219 @@
+"""The command line: verbs, no science. Whatever changes a number stands in a study file."""
+
+import argparse
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dp4tl_ray.specs.study import Study
+    from dp4tl_ray.store import Store
+
+EPILOG = """\
+the usual way:
+  dp4tl plan experiments/quickstart.yaml        what would run, and what is shared
+  dp4tl run experiments/quickstart.yaml         run it on Ray; a rerun runs only what is missing
+  dp4tl report experiments/quickstart.yaml      table and picture again, from the store
+
+on a cluster:
+  ray up cluster.yaml
+  ray submit cluster.yaml dp4tl_ray/submit.py experiments/quickstart.yaml --store /mnt/shared/store
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dp4tl",
+        description="Dataset pruning for transfer learning: find the part of a source dataset that "
+        "your targets need, pretrain on that part, and see what it cost.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    study = argparse.ArgumentParser(add_help=False)
+    study.add_argument(
+        "study", type=Path, metavar="STUDY", help="study file, such as experiments/quickstart.yaml"
+    )
+    study.add_argument(
+        "--store", default="./store", metavar="URI",
+        help="folder of all artifacts, shared by all machines (default: ./store)",
+    )  # fmt: skip
+    study.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="override a field, checked like the file; VALUE is YAML: --set seeds='[0, 1]' "
+        "--set pretraining.0.budget.epochs=3",
+    )  # fmt: skip
+    plan = verbs.add_parser(
+        "plan", parents=[study], help="show what would run, before anything does",
+        description="Count the steps of a study per stage: naive (a grid without sharing), unique "
+        "(what this study needs), done (already in the store), to run.",
+    )  # fmt: skip
+    plan.add_argument("--json", action="store_true", help="print stages and steps as JSON")
+    run = verbs.add_parser(
+        "run", parents=[study], help="run what is missing, then report",
+        description="Run a study. Finished steps are found in the store and never run again, so "
+        "that a rerun continues and a larger study runs only what is new. Exit code 0: all done; "
+        "1: cells failed; 2: bad input, nothing was run; 130: interrupted, rerun to continue.",
+    )  # fmt: skip
+    run.add_argument("--local", action="store_true", help="run in this process, without Ray")
+    run.add_argument(
+        "--until", choices=("score", "prune", "pretrain", "finetune"), default="finetune",
+        help="stop after this stage; prune leaves the lists of kept examples",
+    )  # fmt: skip
+    verbs.add_parser(
+        "report", parents=[study], help="write table and picture from the store",
+        description="Write results.jsonl, results.csv, results.md and accuracy_over_ratio.png from "
+        "what is done, without running anything.",
+    )  # fmt: skip
+    verbs.add_parser(
+        "samples", parents=[study], help="draw a sheet of pictures of the datasets",
+        description="Draw sample pictures of the source and of every target, as the network sees "
+        "them, to samples.png in the study's folder.",
+    )  # fmt: skip
+    schema = verbs.add_parser("schema", help="print the JSON Schema of a file format")
+    schema.add_argument("name", nargs="?", choices=("study", "manifest", "result"), default="study")
+    schema.add_argument(
+        "--write", type=Path, metavar="FOLDER", help="write all of them to a folder"
+    )
+    names = verbs.add_parser("list", help="list methods, datasets or networks, with their fields")
+    names.add_argument("what", choices=("methods", "datasets", "networks"))
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    args = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        match args.verb:
+            case "schema":
+                return _schema(args)
+            case "list":
+                return _list(args.what)
+            case _:
+                return _with_study(args)
+    except KeyboardInterrupt:
+        print("interrupted; what is finished is kept, run it again to continue", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _with_study(args: argparse.Namespace) -> int:
+    """Read and check everything that was written, then do what the verb says."""
+    from dp4tl_ray.data.image_folder import DatasetError
+    from dp4tl_ray.runners.admission import InfeasibleError
+    from dp4tl_ray.specs.load import StudyError, load_study
+    from dp4tl_ray.store import Store, StoreError
+
+    try:
+        study = load_study(args.study, args.overrides)
+        store = Store.open(args.store)
+        match args.verb:
+            case "plan":
+                return _plan(study, store, args.json)
+            case "samples":
+                return _samples(study, store)
+            case "report":
+                return _report(study, store)
+            case _:
+                return _run(study, store, args.local, args.until)
+    except (StudyError, StoreError, DatasetError, InfeasibleError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full or failing disk; the store itself is whole
+        print(f"{error}; what is finished is kept, run it again to continue", file=sys.stderr)
+        return 1
+
+
+def _plan(study: "Study", store: "Store", as_json: bool) -> int:
+    from dp4tl_ray.runners.board import done_steps
+    from dp4tl_ray.sweep import counts, plan_study
+
+    plan = plan_study(study)
+    done = done_steps(plan, store)
+    stages = counts(plan, done)
+    if as_json:
+        steps = [
+            {
+                "stage": step.stage,
+                "name": step.name,
+                "digest": key,
+                "inputs": dict(step.inputs),
+                "done": key in done,
+            }
+            for key, step in plan.steps.items()
+        ]
+        print(json.dumps({"study": study.name, "stages": stages, "steps": steps}, indent=1))
+        return 0
+    print(f"{study.name}: {len(plan.cells)} results\n")
+    print(f"{'stage':<12}{'naive':>8}{'unique':>8}{'done':>8}{'to run':>8}")
+    for stage, n in stages.items():
+        to_run = n["unique"] - n["done"]
+        print(f"{stage:<12}{n['naive']:>8}{n['unique']:>8}{n['done']:>8}{to_run:>8}")
+    return 0
+
+
+def _run(study: "Study", store: "Store", local: bool, until: str) -> int:
+    from dp4tl_ray.runners.progress import duration
+    from dp4tl_ray.sweep import plan_study, run_study
+
+    plan = plan_study(study, until)  # type: ignore[arg-type]
+    outcome = run_study(study, plan, store, local)
+    print(
+        f"{study.name}: {outcome.ran} steps run, {outcome.reused} reused, "
+        f"{len(outcome.errors)} failed, in {duration(outcome.seconds)}"
+    )
+    for error in sorted(set(outcome.errors.values())):
+        print(f"failed: {error}", file=sys.stderr)
+    if until == "prune":
+        for step in plan.steps.values():
+            if step.stage == "prune" and store.find(step):
+                print(store.folder(step) / "kept_indices.npy")
+    elif outcome.results:
+        print(f"report: {outcome.folder / 'results.md'}")
+    return 1 if outcome.errors else 0
+
+
+def _report(study: "Study", store: "Store") -> int:
+    from dp4tl_ray.sweep import plan_study, report_study
+
+    results, folder = report_study(study, plan_study(study), store)
+    print(f"{study.name}: {len(results)} results are done; report: {folder / 'results.md'}")
+    return 0
+
+
+def _samples(study: "Study", store: "Store") -> int:
+    from dp4tl_ray.samples import write_samples
+
+    print(write_samples(study, store.study_folder(study.name)))
+    return 0
+
+
+def _schema(args: argparse.Namespace) -> int:
+    from dp4tl_ray.specs.schema import SCHEMAS, schema_text
+
+    if args.write is None:
+        print(schema_text(args.name), end="")
+        return 0
+    args.write.mkdir(parents=True, exist_ok=True)
+    for name in SCHEMAS:
+        path = args.write / f"{name}.schema.json"
+        path.write_text(schema_text(name), encoding="utf-8")
+        print(path)
+    return 0
+
+
+def _list(what: str) -> int:
+    from dp4tl_ray.specs.catalogue import catalogue
+
+    print(catalogue(what), end="")
+    return 0

@@ -1,0 +1,117 @@
+"""What a lane does with one step, alone or with other workers. Knows no Ray."""
+
+import contextlib
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Literal, Protocol
+
+import torch
+
+from dp4tl_ray.lease import Lease, LeaseHeldError
+from dp4tl_ray.plan import PlannedStep
+from dp4tl_ray.runners.admission import InfeasibleError
+from dp4tl_ray.specs.study import Runtime
+from dp4tl_ray.stages.bench import StageError
+from dp4tl_ray.stages.run import compute
+from dp4tl_ray.store import Store
+from dp4tl_ray.training.fit import TrainingError
+from dp4tl_ray.training.worker import Progress, Worker
+
+Outcome = Literal["ran", "found", "held", "failed"]
+
+
+class Desk(Protocol):
+    """Where a lane reports; the board, or a handle of it."""
+
+    def finish(self, key: str, ran: bool = True) -> None:
+        """Note that a step's artifact is in the store."""
+
+    def fail(self, key: str, error: str) -> None:
+        """Give a step up."""
+
+    def blame(self, key: str, error: str) -> None:
+        """Remember why this lane is about to crash."""
+
+    def postpone(self, key: str) -> None:
+        """Put a step back because another driver computes it."""
+
+    def progress(self, key: str, progress: Progress) -> None:
+        """Note how far a step is."""
+
+
+def alone(outcome: Outcome) -> Outcome:
+    """Share an outcome with nobody."""
+    return outcome
+
+
+def run_step(
+    key: str,
+    steps: Mapping[str, PlannedStep],
+    store: Store,
+    worker: Worker,
+    desk: Desk,
+    share: Callable[[Outcome], Outcome] = alone,
+) -> None:
+    """Compute a step unless it is done or another driver is at it, and report what came of it.
+
+    All workers of a step call this together; rank 0 holds the lease and tells the others through
+    `share` whether to start. What goes wrong on all of them alike fails the step. Anything else
+    fails it too where one worker works alone; where several do, it must end the whole lane,
+    because the others may be waiting for this worker for ever.
+    """
+    step = steps[key]
+    name = f"{step.stage} {step.name}"
+    outcome: Outcome = "ran"
+    error = trace = ""
+    worker = replace(worker, report=lambda progress: desk.progress(key, progress))
+    try:
+        with contextlib.ExitStack() as stack:
+            lease: Lease | None = None
+            if worker.rank == 0:
+                try:
+                    lease = stack.enter_context(store.lease(step))
+                    outcome = "ran" if store.find(step) is None else "found"
+                except LeaseHeldError:
+                    outcome = "held"
+            outcome = share(outcome)
+            if outcome == "ran":
+                compute(step, steps, store, worker, lease)
+    except LeaseHeldError:
+        outcome = "held"  # lost while working: whoever took it over computes the same
+    except (StageError, TrainingError) as problem:
+        outcome, error = "failed", f"{name}: {problem}"
+    except Exception as problem:
+        outcome, error = "failed", f"{name}: {type(problem).__name__}: {problem}"
+        trace = traceback.format_exc()
+        if worker.world_size > 1:
+            desk.blame(key, error)
+            raise
+    if worker.rank == 0:
+        if outcome == "failed":
+            store.note_failure(step, error, trace)
+        _report(key, outcome, error, desk)
+
+
+def _report(key: str, outcome: Outcome, error: str, desk: Desk) -> None:
+    match outcome:
+        case "ran" | "found":
+            desk.finish(key, ran=outcome == "ran")
+        case "held":
+            desk.postpone(key)
+        case "failed":
+            desk.fail(key, error)
+
+
+def choose_device(runtime: Runtime) -> torch.device:
+    """Return the device that the runtime asks for.
+
+    Raises:
+        InfeasibleError: A GPU is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if runtime.device == "cuda" and not available:
+        raise InfeasibleError(
+            "runtime.device is cuda, but torch sees no GPU here; allowed: auto, cpu"
+        )
+    return torch.device("cuda" if available and runtime.device != "cpu" else "cpu")

@@ -1,0 +1,95 @@
+"""Run a study from its spec to its report: plan, compute what is missing, collect, mirror, draw."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dp4tl_ray.data.load import fingerprint
+from dp4tl_ray.plan import Plan, make_plan
+from dp4tl_ray.results import Predictions, collect, failures, write_results
+from dp4tl_ray.runners.board import Board, done_steps
+from dp4tl_ray.runners.progress import Display
+from dp4tl_ray.specs.records import Result
+from dp4tl_ray.specs.steps import STAGES, Stage
+from dp4tl_ray.specs.study import Study
+from dp4tl_ray.store import Store
+from dp4tl_ray.tracking import track
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run of a study did."""
+
+    results: list[Result]
+    ran: int
+    """Steps computed now."""
+    reused: int
+    """Steps found in the store."""
+    errors: dict[str, str]
+    """Digest -> reason of the steps that failed."""
+    seconds: float
+    folder: Path
+    """Where results and report are."""
+
+
+def plan_study(study: Study, until: Stage = "finetune") -> Plan:
+    """Plan a study with the present content of its datasets.
+
+    Raises:
+        DatasetError: A folder of pictures is missing or empty.
+    """
+    plan = make_plan(study, fingerprint)
+    last = STAGES.index(until)
+    wanted = {k: s for k, s in plan.steps.items() if STAGES.index(s.stage) <= last}
+    return plan if len(wanted) == len(plan.steps) else Plan(study, wanted, [], plan.naive)
+
+
+def counts(plan: Plan, done: set[str]) -> dict[Stage, dict[str, int]]:
+    """Count per stage what a naive grid would run, what this plan needs, and what is done."""
+    unique, ready = plan.unique(), Counter(plan.steps[key].stage for key in done)
+    return {
+        stage: {"naive": plan.naive[stage], "unique": unique[stage], "done": ready[stage]}
+        for stage in STAGES
+        if unique[stage]
+    }
+
+
+def run_study(study: Study, plan: Plan, store: Store, local: bool) -> Outcome:
+    """Compute what the store lacks, then write results.jsonl, the report, and the mirror."""
+    started = time.perf_counter()
+    done = done_steps(plan, store)
+    board = Board(plan, done, max_attempts=study.runtime.max_failures + 1)
+    if not board.finished:
+        with Display(study.name) as display:
+            if local:
+                from dp4tl_ray.runners.local import run_local
+
+                run_local(board, store, study.runtime, display)
+            else:
+                from dp4tl_ray.runners.cluster import run_on_ray
+
+                board = run_on_ray(board, store, study.runtime, display)
+    folder, results = store.study_folder(study.name), list[Result]()
+    if plan.cells:
+        results, folder = report_study(study, plan, store, board.errors())
+        track(results, study.tracking.wandb, store.root)
+    seconds = time.perf_counter() - started
+    return Outcome(results, board.ran, len(done), board.errors(), seconds, folder)
+
+
+def report_study(
+    study: Study, plan: Plan, store: Store, errors: Mapping[str, str] | None = None
+) -> tuple[list[Result], Path]:
+    """Write results.jsonl and the report from what is done; returns the results and the folder.
+
+    Without the errors of a run, the failures that runs left in the store are reported.
+    """
+    from dp4tl_ray.report import write_report  # draws with matplotlib: not for `plan`
+
+    folder = store.study_folder(study.name)
+    results = collect(plan, store, failures(plan, store) if errors is None else errors)
+    write_results(results, folder / "results.jsonl")
+    write_report(results, folder, study.report.margin, Predictions(plan, store))
+    return results, folder

@@ -1,0 +1,163 @@
+"""The cluster runner against the local one, and what must survive on Ray."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dp4tl_ray.cli import main
+from dp4tl_ray.results import read_results
+from dp4tl_ray.runners.cluster import cells_of
+from dp4tl_ray.specs.records import Result
+from dp4tl_ray.sweep import plan_study
+from tests.conftest import recipe, study_data, tiny_study
+from tests.processes import descendants, gone, kill, title
+
+pytestmark = pytest.mark.ray
+Pictures = dict[str, str]
+
+
+@pytest.fixture
+def study(pictures: Pictures, tmp_path: Path) -> Callable[..., Path]:
+    def write(**changes: Any) -> Path:
+        path = tmp_path / "tiny.yaml"
+        path.write_text(json.dumps(study_data(pictures, **changes), indent=1))
+        return path
+
+    return write
+
+
+def start(path: Path, store: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "dp4tl_ray", "run", str(path), "--store", str(store), *options]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def finish(process: subprocess.Popen[str], seconds: float = 280) -> tuple[int, str, str]:
+    """Wait for a run's end; returns exit code, output, errors."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+        pytest.fail(f"not finished after {seconds} s: {process.communicate()}")
+    return process.returncode, out, err
+
+
+def run_here(path: Path, store: Path) -> int:
+    """Run a study in this process, without Ray."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        return main(["run", str(path), "--store", str(store), "--local"])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def results(store: Path) -> list[Result]:
+    return read_results(store / "studies" / "tiny" / "results.jsonl")
+
+
+def what_was_computed(store: Path) -> dict[str, Any]:
+    """Map each cell to all that must not depend on where it ran."""
+    return {
+        f"{r.method} {r.pruning_ratio} {r.pretraining}": (
+            r.status, r.metrics, r.val_accuracy, r.subset_digest, r.predictions_digest
+        )
+        for r in results(store)
+    }  # fmt: skip
+
+
+def weights(store: Path) -> dict[str, bytes]:
+    found = {p.parent.name: p.read_bytes() for p in store.glob("*/*/network.safetensors")}
+    assert found
+    return found
+
+
+def test_one_worker_on_ray_equals_local_and_a_nan_cell_fails_alone(
+    study: Callable[..., Path], tmp_path: Path
+) -> None:
+    wild = {"objective": "supervised", **recipe(optimizer={"lr": 1e9})}
+    path = study(
+        pretraining=[{"objective": "supervised", **recipe()}, wild, "none", "raw_pixels"],
+        runtime={"lanes": 1},
+        tracking={"wandb": {"mode": "offline"}},
+    )
+    process = start(path, tmp_path / "ray")
+    code, out, err = finish(process)
+    assert code == 1, (out, err)
+    assert "failed: pretrain" in err and "the loss is" in err
+    assert all(line.startswith("failed: ") for line in err.splitlines()), err  # Ray keeps quiet
+    assert run_here(path, tmp_path / "local") == 1
+    assert what_was_computed(tmp_path / "ray") == what_was_computed(tmp_path / "local")
+    assert weights(tmp_path / "ray") == weights(tmp_path / "local")
+    statuses = [r.status for r in results(tmp_path / "ray")]
+    assert statuses.count("failed") == 3 and statuses.count("done") == 5
+    offline = list((tmp_path / "ray" / "wandb").glob("offline-run-*"))
+    assert len(offline) == len(statuses)
+    assert not list((tmp_path / "ray" / "ray").iterdir())  # nothing of Ray's own is left
+
+
+SLOW = {
+    "pretraining": [{"objective": "supervised", **recipe(budget={"epochs": 120})}],
+    "methods": ["random_classes"],
+    "pruning_ratios": [0.0],
+}
+
+
+def wait_for_checkpoint(store: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 200
+    while not list(store.glob("pretrain/*/checkpoint.safetensors")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+
+
+def test_two_workers_survive_the_death_of_one(study: Callable[..., Path], tmp_path: Path) -> None:
+    path = study(**SLOW, runtime={"pretrain_workers": 2, "lanes": 1})
+    process = start(path, tmp_path / "shot")
+    wait_for_checkpoint(tmp_path / "shot", process)
+    workers = [p for p in descendants(process.pid) if "TrainWorker" in title(p)]
+    assert len(workers) == 2
+    kill(workers[0], signal.SIGKILL)
+    code, out, err = finish(process)
+    assert code == 0, (out, err)
+    manifest = json.loads(next((tmp_path / "shot").glob("pretrain/*/manifest.json")).read_text())
+    assert manifest["resumed"] is True and manifest["num_workers"] == 2
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_driver_that_ends_leaves_a_store_to_continue_from_and_no_process(
+    study: Callable[..., Path], tmp_path: Path, how: signal.Signals
+) -> None:
+    path = study(**SLOW, runtime={"lanes": 1})
+    process = start(path, tmp_path / "halted")
+    wait_for_checkpoint(tmp_path / "halted", process)
+    below = descendants(process.pid)
+    assert len(below) > 5
+    process.send_signal(how)
+    code, _, err = finish(process)
+    assert code == (-signal.SIGKILL if how is signal.SIGKILL else 130)
+    assert "Traceback" not in err
+    assert gone(below, seconds=90)  # after a SIGKILL Ray's agents take a while to notice
+    assert not list((tmp_path / "halted").glob("pretrain/*/manifest.json"))
+
+    assert run_here(path, tmp_path / "halted") == 0
+    manifest = json.loads(next((tmp_path / "halted").glob("pretrain/*/manifest.json")).read_text())
+    assert manifest["resumed"] is True
+    assert run_here(path, tmp_path / "straight") == 0
+    assert weights(tmp_path / "halted") == weights(tmp_path / "straight")
+
+
+def test_a_trial_is_one_pretraining_with_its_transfers(pictures: Pictures) -> None:
+    study = tiny_study(pictures, transfers=["linear_probe", "full_finetune"], seeds=[0, 1])
+    plan = plan_study(study)
+    cells = cells_of(plan)
+    assert len(cells) == plan.unique()["pretrain"] + 1  # and one for the raw pixels
+    assert sorted(k for keys in cells.values() for k in keys) == sorted(
+        k for k, step in plan.steps.items() if step.stage == "finetune"
+    )
