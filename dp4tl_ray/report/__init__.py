@@ -1,0 +1,41 @@
+"""results.jsonl -> tables and curves; every number in them comes from a result."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from dp4tl_ray.atomic import write_atomically
+from dp4tl_ray.report.curves import Predictions, build_panels
+from dp4tl_ray.report.tables import csv_table, markdown
+from dp4tl_ray.specs.records import Result
+
+__all__ = ["Predictions", "write_report"]
+
+FIGURE = "accuracy_over_ratio"
+
+
+def write_report(
+    results: Sequence[Result], folder: Path, margin: float, predictions: Predictions | None
+) -> list[Path]:
+    """Write results.csv, results.md and the figure as PNG and SVG; return their paths.
+
+    `margin` is the loss of accuracy that counts as none, a fraction. Without `predictions` there
+    are curves and no verdicts. Without a finished pretraining there is no figure.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    panels = build_panels(results, margin, predictions)
+    drawable = [p for p in panels if p.full or any(q.done for c in p.curves for q in c.points)]
+    figure = f"{FIGURE}.png" if drawable else None
+    files = {
+        "results.csv": csv_table(results).encode(),
+        "results.md": markdown(results, panels, margin, figure).encode(),
+    }
+    if drawable:
+        # matplotlib takes half a second to import, and tables do without it
+        from dp4tl_ray.report.figure import draw, render
+
+        drawn = draw(drawable, margin)
+        files |= {f"{FIGURE}.{kind}": render(drawn, kind) for kind in ("png", "svg")}
+    for name, content in files.items():
+        write_atomically(folder / name, partial(Path.write_bytes, data=content))
+    return [folder / name for name in files]

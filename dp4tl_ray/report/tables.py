@@ -1,0 +1,209 @@
+"""Results as tables: every field as CSV, and what they say as Markdown."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, get_args
+
+from dp4tl_ray.algorithms.lossless import CONFIDENCE, MIN_SEEDS, SENSITIVE_MARGINS
+from dp4tl_ray.report.curves import (
+    Curve,
+    Panel,
+    Point,
+    accuracies,
+    cell_name,
+    latest,
+    setting_labels,
+    spread,
+)
+from dp4tl_ray.specs.base import Spec
+from dp4tl_ray.specs.records import Result
+
+MISSING = "-"
+
+
+def csv_table(results: Iterable[Result]) -> str:
+    """Write every field of every result; a field of a nested record is `record.field`."""
+    paths = _leaves(Result)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(paths)
+    writer.writerows([_leaf(result, path) for path in paths] for result in results)
+    return text.getvalue()
+
+
+def _leaves(record: type[Spec], prefix: str = "") -> list[str]:
+    """Name the fields of a record, those of nested ones too, whether or not a result has them."""
+    paths = []
+    for name, field in record.model_fields.items():
+        types = (field.annotation, *get_args(field.annotation))
+        nested = [t for t in types if isinstance(t, type) and issubclass(t, Spec)]
+        paths += _leaves(nested[0], f"{prefix}{name}.") if nested else [f"{prefix}{name}"]
+    return paths
+
+
+def _leaf(result: Result, path: str) -> Any:
+    """Read one field; null is an empty cell, and a list is its JSON."""
+    value: Any = result
+    for name in path.split("."):
+        value = None if value is None else getattr(value, name)
+    if isinstance(value, tuple | list | dict):
+        return json.dumps(value, default=lambda record: record.model_dump(mode="json"))
+    return value
+
+
+def markdown(
+    results: Sequence[Result], panels: Sequence[Panel], margin: float, figure: str | None
+) -> str:
+    """Write what the results say: a section per target and setting, and what failed."""
+    results = latest(results)
+    labels = setting_labels([p.setting for p in panels], always=("objective", "network", "budget"))
+    studies = ", ".join(f"`{s}`" for s in dict.fromkeys(r.study for r in results))
+    lines = [f"# Results of {studies or 'nothing'}", "", *_notes(results, margin)]
+    if figure:
+        lines += ["", f"![accuracy over pruning ratio]({figure})"]
+    for panel in panels:
+        label = labels[panel.setting]
+        lines += ["", f"## {panel.setting.target}: {label}", "", *_levels(panel, margin)]
+        if panel.curves:
+            lines += ["", *_accuracy_table(panel, margin), "", *_cost_table(panel)]
+    failed = [r for r in results if r.status == "failed"]
+    if failed:
+        lines += ["", f"## Failed: {len(failed)} of {len(results)}", ""]
+        lines += [f"- {cell_name(r)}: {' '.join(r.error.split()) or 'no reason'}" for r in failed]
+    return "\n".join(lines) + "\n"
+
+
+def _notes(results: Sequence[Result], margin: float) -> list[str]:
+    """Say what the numbers below mean, and what their spread leaves out."""
+    lines = [
+        "Accuracies are fractions on the test split, mean ± sample standard deviation over seeds. "
+        "Pruning ratio is the share of source examples removed, class ratio the share of source "
+        "classes gone.",
+        "",
+        f"Lossless: the one-sided {CONFIDENCE:.0%} upper bound of the loss against the full source "
+        f"(bootstrap over seeds and test examples, paired by seed) is below {margin:g}. Ratios are "
+        f"tested upwards and stopped at the first failure. A verdict needs {MIN_SEEDS} seeds and "
+        f"a sensitive target, whose full source beats the untrained network by "
+        f"{SENSITIVE_MARGINS} margins.",
+        "",
+        "Speed-up is pretraining seconds of the full source over those of the pruned one, on the "
+        "same device with as many workers; net adds surrogate and scoring to the pruned one, as if "
+        "they served this one pretraining alone.",
+    ]
+    pinned = sorted({r.surrogate_seed for r in results if r.surrogate_seed is not None})
+    if pinned:
+        seeds = ", ".join(map(str, pinned))
+        lines += ["", f"The surrogate is pinned (seed {seeds}): the spread over seeds excludes it."]
+    return lines
+
+
+def _levels(panel: Panel, margin: float) -> list[str]:
+    """Write the full source and the floors, and whether the target can tell them apart."""
+    seconds = _mean_of([r.pretrain_seconds for r in panel.full])
+    lines = [
+        f"- full source: {_mean_sd(accuracies(panel.full))}, {_seeds(len(panel.full))}, "
+        f"pretraining {_number(seconds)} s",
+        f"- floor, untrained network: {_mean_sd(accuracies(panel.untrained))}, "
+        f"{_seeds(len(panel.untrained))}",
+        f"- floor, raw pixels: {_mean_sd(accuracies(panel.raw_pixels))}, "
+        f"{_seeds(len(panel.raw_pixels))}",
+    ]
+    full, floor = spread(accuracies(panel.full)), spread(accuracies(panel.untrained))
+    if panel.sensitive is False and full and floor:
+        lines.append(
+            f"- **insensitive**: the full source beats the untrained network by "
+            f"{full.mean - floor.mean:.3f}, less than {SENSITIVE_MARGINS} margins of {margin:g}: "
+            f"no star"
+        )
+    if 0 < len(panel.full) < MIN_SEEDS:
+        lines.append(f"- **curve only**: fewer than {MIN_SEEDS} seeds, no star")
+    return lines
+
+
+def _accuracy_table(panel: Panel, margin: float) -> list[str]:
+    """Cross methods with ratios."""
+    ratios = sorted({p.pruning_ratio for c in panel.curves for p in c.points})
+    rows = [["method", *(f"{r:g}" for r in ratios), f"lossless up to (tolerance {margin:g})"]]
+    for curve in panel.curves:
+        at = {p.pruning_ratio: _mean_sd(accuracies(p.done)) for p in curve.points}
+        rows.append([curve.method, *(at.get(r, MISSING) for r in ratios), _verdict(curve)])
+    return _table(rows)
+
+
+def _verdict(curve: Curve) -> str:
+    if curve.lossless_ratio is None:
+        return f"no verdict: {curve.reason}" if curve.reason else "none"
+    ratio = f"**{curve.lossless_ratio:g}**"
+    return f"{ratio} ({curve.reason})" if curve.reason else ratio
+
+
+def _cost_table(panel: Panel) -> list[str]:
+    """One row per method and ratio: what was kept, what it lost and what it saved."""
+    head = "method, ratio, seeds, class ratio, kept examples, kept classes, without a vote, "
+    head += "loss at most, gain kept, pretrain s, speed-up, net"
+    rows = [head.split(", ")]
+    for curve in panel.curves:
+        rows += [[curve.method, *_cost_row(point)] for point in curve.points]
+    return _table(rows)
+
+
+def _cost_row(point: Point) -> list[str]:
+    failed = f" ({point.num_failed} failed)" if point.num_failed else ""
+    return [
+        f"{point.pruning_ratio:g}",
+        f"{len(point.done)}{failed}",
+        _mean([r.class_ratio for r in point.done], "{:.3f}"),
+        _mean([r.num_kept for r in point.done], "{:,.0f}"),
+        _mean([r.num_classes_kept for r in point.done], "{:,.0f}"),
+        _mean([r.unvoted_share for r in point.done], "{:.3f}"),
+        MISSING if point.loss_bound is None else f"{point.loss_bound:.3f}",
+        MISSING if point.gain_kept is None else f"{point.gain_kept:.3f}",
+        _number(_mean_of([r.pretrain_seconds for r in point.done])),
+        MISSING if point.speed_up is None else f"{point.speed_up:.2f}x",
+        MISSING if point.net_speed_up is None else f"{point.net_speed_up:.2f}x",
+    ]
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lay out a Markdown table, head first, in columns that also read as plain text."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
+        for row in cells
+    ]
+    rule = "|-" + "-|-".join("-" * w for w in widths) + "-|"
+    return [lines[0], rule, *lines[1:]]
+
+
+def _seeds(number: int) -> str:
+    return f"{number} seed" if number == 1 else f"{number} seeds"
+
+
+def _mean_sd(values: Sequence[float]) -> str:
+    summary = spread(values)
+    if summary is None:
+        return MISSING
+    sd = "" if summary.sd is None else f" ± {summary.sd:.3f}"
+    return f"{summary.mean:.3f}{sd}"
+
+
+def _mean_of(values: Iterable[float | None]) -> float | None:
+    """Average what was recorded."""
+    summary = spread([v for v in values if v is not None])
+    return summary.mean if summary else None
+
+
+def _mean(values: Iterable[float | None], layout: str) -> str:
+    mean = _mean_of(values)
+    return MISSING if mean is None else layout.format(mean)
+
+
+def _number(value: float | None) -> str:
+    """Write seconds with three digits or more, never in powers of ten."""
+    if value is None:
+        return MISSING
+    decimals = max(0, 2 - len(str(int(value))) + 1) if value else 0
+    return f"{value:,.{decimals}f}"
