@@ -1,0 +1,37 @@
+# make quickstart: install, and run the main job on data that ships with the dependencies
+# make test:       install, and run every check that CI runs
+PYTHONS := python3.13 python3.12 python3.11 python3 python
+PYTHON ?= $(shell for p in $(PYTHONS); do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+
+.PHONY: quickstart test check unit bench embedded
+
+.venv/installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "needs Python 3.11 or newer: make PYTHON=/path/to/python"; exit 2; }
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
+	@touch $@
+
+quickstart: .venv/installed
+	$(BIN)/dp4tl run experiments/quickstart.yaml
+
+test: check unit
+
+check: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy dp4tl_ray tests
+
+unit: .venv/installed
+	$(BIN)/pytest -q
+
+# one JSON object per line: make bench, or make bench BENCH=name
+bench: .venv/installed
+	$(BIN)/python -m tests.benchmarks $(BENCH)
+
+# the studies of the README: 45 minutes on two cores
+embedded: .venv/installed
+	$(BIN)/dp4tl run experiments/embedded_budget.yaml
+	$(BIN)/dp4tl run experiments/embedded_lossless.yaml

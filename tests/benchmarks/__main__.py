@@ -1,0 +1,31 @@
+"""make bench, or make bench BENCH=name."""
+
+import json
+import sys
+
+from tests.benchmarks.overhead import lane_overhead
+from tests.benchmarks.planning import plan_size, sharing
+from tests.benchmarks.speedup import pretraining_speedup
+
+BENCHMARKS = {
+    "sharing": sharing,
+    "plan_size": plan_size,
+    "pretraining_speedup": pretraining_speedup,
+    "lane_overhead": lane_overhead,
+}
+
+
+def main() -> int:
+    """Run the named benchmarks, or all of them."""
+    names = sys.argv[1:] or list(BENCHMARKS)
+    if unknown := [name for name in names if name not in BENCHMARKS]:
+        print(f"no benchmark {unknown[0]!r}; allowed: {', '.join(BENCHMARKS)}", file=sys.stderr)
+        return 2
+    for name in names:
+        for figure in BENCHMARKS[name]():
+            print(json.dumps(figure), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

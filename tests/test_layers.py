@@ -1,0 +1,89 @@
+"""Imports point inward, and what is started often imports little."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGE = Path("dp4tl_ray")
+RINGS = {
+    "atomic": 0,
+    "specs": 0,
+    "algorithms": 1,
+    "data": 2,
+    "training": 2,
+    "plan": 3,
+    "lease": 3,
+    "store": 3,
+    "stages": 4,
+    "results": 4,
+    "report": 4,
+    "samples": 4,
+    "runners": 5,
+    "tracking": 5,
+    "sweep": 6,
+    "cli": 7,
+    "submit": 7,
+    "__main__": 8,
+    "__init__": 0,
+}
+FREE_OF_SPECS = {"algorithms"}
+ONLY_IN = {"ray": {"runners/cluster.py", "runners/lane.py"}, "wandb": {"tracking.py"}}
+
+
+def imports(path: Path) -> set[str]:
+    """Return the dotted names that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+    return names
+
+
+def part(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def files() -> list[Path]:
+    found = sorted(PACKAGE.rglob("*.py"))
+    assert len(found) > 30
+    return found
+
+
+def test_imports_point_inward() -> None:
+    for path in files():
+        for name in imports(path):
+            if name.startswith("dp4tl_ray."):
+                used = name.split(".")[1]
+                assert RINGS[used] <= RINGS[part(path)], f"{path} imports {name}"
+
+
+def test_algorithms_know_arrays_and_nothing_else() -> None:
+    for path in files():
+        if part(path) in FREE_OF_SPECS:
+            ours = {n for n in imports(path) if n.startswith("dp4tl_ray")}
+            assert all(n.startswith("dp4tl_ray.algorithms") for n in ours), path
+            foreign = {n.split(".")[0] for n in imports(path) - ours} - set(sys.stdlib_module_names)
+            assert foreign <= {"numpy", "torch"}, path
+
+
+def test_ray_and_wandb_are_imported_in_one_place_each() -> None:
+    for library, places in ONLY_IN.items():
+        users = {
+            path.relative_to(PACKAGE).as_posix()
+            for path in files()
+            if library in {name.split(".")[0] for name in imports(path)}
+        }
+        assert users == places, library
+
+
+def test_specs_and_help_are_light() -> None:
+    code = (
+        "import sys, dp4tl_ray.cli, dp4tl_ray.specs.load, dp4tl_ray.plan\n"
+        "print([m for m in ('torch', 'ray', 'wandb', 'matplotlib', 'sklearn') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout == "[]\n"
