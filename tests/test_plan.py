@@ -1,4 +1,3 @@
-import time
 from typing import Any
 
 import pytest
@@ -45,18 +44,17 @@ def test_six_methods_ten_ratios_eight_targets_share_pretrainings() -> None:
     assert plan.unique()["score"] == 4 + 2 * 8
 
 
-def test_a_plan_of_ten_thousand_cells_takes_less_than_two_seconds() -> None:
+def test_ten_thousand_cells_are_planned() -> None:
     big = study(
         methods=AGNOSTIC[:2] + AWARE,
         pruning_ratios=[i / 10 for i in range(10)],
         targets=TARGETS[:5],
         seeds=list(range(50)),
     )
-    started = time.process_time()
     plan = make_plan(big)
-    seconds = time.process_time() - started
     assert plan.naive["finetune"] == 10_000
-    print(f"planned 10,000 cells in {seconds:.2f} s")
+    # ratio 0 once; 2 agnostic methods x 9 ratios; 2 target-aware ones x 9 ratios x 5 targets
+    assert plan.unique()["pretrain"] == 50 * (1 + 2 * 9 + 2 * 9 * 5)
 
 
 def test_inputs_come_before_their_users_and_the_longest_path_first() -> None:

@@ -1,6 +1,6 @@
 """Label mapping (LM): which source classes does the surrogate see in the target?
 
-Zhang et al. 2023, arXiv:2310.08782, section 4. Shapes: N target examples, C source classes.
+Zhang et al. 2023, arXiv:2310.08782. Shapes: N target examples, C source classes.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ def label_mapping_scores(
     """Count the votes of the target examples for each source class.
 
     Returns:
-        Votes (C,): the number of target examples whose predicted class it is (equation 4). A target
+        Votes (C,): the number of target examples whose predicted class it is. A target
         of N examples leaves at least C - N classes without a vote, so ties are the rule.
         Mass (C,): the sum over the target examples of the predicted probability; breaks the ties.
     """

@@ -10,9 +10,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from dp4tl_ray.data.draws import draw_target
-from dp4tl_ray.plan import Plan, PlannedStep
+from dp4tl_ray.plan import Plan
 from dp4tl_ray.results import read_results
-from dp4tl_ray.specs.records import Result
 from dp4tl_ray.specs.steps import DataStep
 from dp4tl_ray.stages import data as data_stage
 from dp4tl_ray.store import Artifact, Store
@@ -277,11 +276,3 @@ def test_image_folder_layouts(pictures: Pictures, tmp_path: Path) -> None:
     )
     # official test split whole; a fifth of the train pictures validates
     assert np.bincount(np.asarray(target.array("splits"))).tolist() == [72, 18, 90]
-
-
-def step_of(plan: Plan, stage: str) -> PlannedStep:
-    return next(step for step in plan.steps.values() if step.stage == stage)
-
-
-def test_result_records_are_closed() -> None:
-    assert Result.model_config["extra"] == "forbid"
