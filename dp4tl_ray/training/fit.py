@@ -19,6 +19,7 @@ from dp4tl_ray.specs.training import Budget, Optimizer, Recipe
 from dp4tl_ray.training.augment import augment, draw_changes
 from dp4tl_ray.training.checkpoint import Checkpoint, load_optimizer, optimizer_tensors
 from dp4tl_ray.training.networks import Classifier
+from dp4tl_ray.training.recorder import DynamicsRecorder
 from dp4tl_ray.training.worker import Worker, seed_for
 
 
@@ -112,12 +113,14 @@ def fit(
     seed: int,
     worker: Worker,
     checkpoint: Checkpoint | None = None,
+    recorder: DynamicsRecorder | None = None,
 ) -> FitSummary:
     """Train a network in place.
 
     Every worker calls this with the same arguments and an equal share of each batch; gradients are
     averaged, so that the number of workers changes nothing but the order of float additions. The
-    state is saved after every epoch; a second call continues from it, bit-equal on a CPU.
+    state is saved after every epoch; a second call continues from it, bit-equal on a CPU. A
+    recorder, fresh at every call, sees all logits; it changes nothing in the training.
 
     Raises:
         DivergedError: The loss is not finite; on every worker alike.
@@ -126,7 +129,7 @@ def fit(
     total = num_steps(recipe.budget, len(examples), recipe.batch_size)
     if total == 0:
         raise TrainingError(f"the budget is shorter than one batch of {recipe.batch_size}")
-    run = _Run(model, examples, recipe, seed, total, worker)
+    run = _Run(model, examples, recipe, seed, total, worker, recorder)
     if checkpoint is not None:
         run.resume(checkpoint)
         run.check_together()
@@ -155,9 +158,10 @@ class _Run:
         seed: int,
         total: int,
         worker: Worker,
+        recorder: DynamicsRecorder | None,
     ) -> None:
         self.examples, self.recipe, self.seed, self.total = examples, recipe, seed, total
-        self.worker = worker
+        self.worker, self.recorder = worker, recorder
         self.model = model.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(model, recipe.optimizer)
         self.ema = self._float_state() if recipe.ema else {}
@@ -195,6 +199,9 @@ class _Run:
         self.parallel.train()
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             logits = self.parallel(pixels)
+        if self.recorder is not None:
+            first = self.step * recipe.batch_size + self.part.start
+            self.recorder.record(first, mine, labels, logits)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -212,6 +219,8 @@ class _Run:
         self.losses_start = self.step
         if not math.isfinite(self.train_loss):
             raise DivergedError(f"the loss is {self.train_loss} after step {self.step}")
+        if self.recorder is not None:
+            self.recorder.end_epoch(self.step * self.recipe.batch_size)
         self.worker.report(
             {"epoch": epoch, "step": self.step, "steps": self.total, "loss": self.train_loss}
         )
@@ -234,6 +243,8 @@ class _Run:
         tensors = {f"model.{n}": t for n, t in self.model.state_dict().items()}
         tensors |= {f"ema.{n}": t for n, t in self.ema.items()}
         tensors |= optimizer_tensors(self.optimizer)
+        if self.recorder is not None:
+            tensors |= {f"recorder.{n}": t for n, t in self.recorder.state().items()}
         checkpoint.save(tensors, {"step": self.step, "seconds": self.seconds})
 
     def resume(self, checkpoint: Checkpoint) -> None:
@@ -244,6 +255,8 @@ class _Run:
         self.model.load_state_dict(_part(tensors, "model."))
         self.ema = {n: t.to(self.worker.device) for n, t in _part(tensors, "ema.").items()}
         load_optimizer(self.optimizer, tensors)
+        if self.recorder is not None:
+            self.recorder.load(_part(tensors, "recorder."))
         self.step = self.losses_start = facts["step"]
         self.seconds_before = facts["seconds"]
 

@@ -24,11 +24,17 @@ class Worker:
     report: Callable[[Progress], None] = _ignore
     """Receives plain numbers once per epoch."""
 
-    def mean_(self, tensors: list[Tensor]) -> None:
-        """Replace each tensor by its mean over the workers, in place."""
+    def sum_(self, tensors: list[Tensor]) -> None:
+        """Replace each tensor by its sum over the workers, in place."""
         if self.world_size > 1:
             for tensor in tensors:
                 dist.all_reduce(tensor)
+
+    def mean_(self, tensors: list[Tensor]) -> None:
+        """Replace each tensor by its mean over the workers, in place."""
+        self.sum_(tensors)
+        if self.world_size > 1:
+            for tensor in tensors:
                 tensor /= self.world_size
 
 

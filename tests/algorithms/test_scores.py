@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from dp4tl_ray.algorithms.example_scores import el2n_scores, stratified_scores
+from dp4tl_ray.algorithms.example_scores import el2n_scores
 from dp4tl_ray.algorithms.label_mapping import label_mapping_scores
 
 
@@ -54,12 +54,3 @@ def test_el2n_matches_its_definition() -> None:
         p = [v / sum(p) for v in p]
         p[label] -= 1
         assert math.isclose(score, math.sqrt(sum(v * v for v in p)), rel_tol=1e-6)
-
-
-def test_every_prefix_of_the_stratified_order_is_balanced() -> None:
-    labels = np.repeat([0, 1, 2], [40, 20, 10])
-    score = stratified_scores(np.random.default_rng(0).random(70), labels)
-    order = np.argsort(-score, kind="stable")
-    for n in range(7, 71, 7):
-        counts = np.bincount(labels[order[:n]], minlength=3)
-        assert np.abs(counts - n * np.array([4, 2, 1]) / 7).max() <= 1
