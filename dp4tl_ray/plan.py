@@ -10,14 +10,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
-from typing import Literal
+from typing import Literal, Protocol
 
 from dp4tl_ray.specs.base import digest, label
 from dp4tl_ray.specs.data import Dataset
-from dp4tl_ray.specs.method import AnyMethod, needs
+from dp4tl_ray.specs.example_methods import Clustering
+from dp4tl_ray.specs.method import (
+    AnyMethod,
+    Need,
+    clustering,
+    combined,
+    for_one_target,
+    needs,
+    scored_as,
+    selects_at_random,
+    selects_by_features,
+    within,
+)
 from dp4tl_ray.specs.network import AnyNetwork
 from dp4tl_ray.specs.pretraining import RawPixels, Supervised, Untrained
+from dp4tl_ray.specs.selector import WholeUnits
 from dp4tl_ray.specs.steps import (
+    ClusterStep,
     DataStep,
     EmbedStep,
     FinetuneStep,
@@ -30,13 +44,15 @@ from dp4tl_ray.specs.steps import (
 )
 from dp4tl_ray.specs.study import AnyPretraining, Study
 from dp4tl_ray.specs.transfer import FullFinetune, LinearProbe
+from dp4tl_ray.specs.unit_methods import Counterfactual, RandomClasses
 
 STAGE_VERSIONS: dict[Stage, int] = {
     "data": 1,
     "surrogate": 1,
-    "embed": 1,
-    "score": 1,
-    "prune": 1,
+    "embed": 2,
+    "cluster": 1,
+    "score": 2,
+    "prune": 2,
     "pretrain": 1,
     "finetune": 1,
 }
@@ -44,11 +60,20 @@ STAGE_VERSIONS: dict[Stage, int] = {
 no longer found."""
 
 Role = Literal["source", "target"]
-Fingerprint = Callable[[Dataset, Role], str]
+Record = Literal["nothing", "dynamics", "divergences"]
+HALF_OF_THE_CLASSES = RandomClasses(select=WholeUnits())
 
 
-def no_fingerprint(dataset: Dataset, role: Role) -> str:
-    """Identify a dataset by its spec alone, which is enough for the embedded ones."""
+class Fingerprint(Protocol):
+    """Identifies what lies outside of a study: the files of a dataset, the version of a plug-in."""
+
+    def __call__(self, thing: Dataset | AnyMethod, role: Role = "source") -> str:
+        """Return a text that changes with the content; empty where the spec says everything."""
+        ...
+
+
+def no_fingerprint(thing: Dataset | AnyMethod, role: Role = "source") -> str:
+    """Identify everything by its spec alone, which is enough for what is embedded."""
     return ""
 
 
@@ -94,7 +119,7 @@ class Cell:
     transfer: LinearProbe | FullFinetune
     seed: int
     steps: Mapping[str, str]
-    """Role -> digest: source, target, surrogate, embed, score, prune, pretrain, finetune."""
+    """Role -> digest: source, target, score, prune, pretrain, finetune."""
 
 
 @dataclass
@@ -106,6 +131,7 @@ class Plan:
     cells: list[Cell] = field(default_factory=list)
     naive: Counter[Stage] = field(default_factory=Counter)
     """Steps per stage that a grid without sharing would run."""
+    _closures: dict[str, frozenset[str]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def users(self) -> dict[str, list[str]]:
@@ -115,6 +141,13 @@ class Plan:
             for used in step.inputs.values():
                 users[used].append(key)
         return users
+
+    def closure(self, key: str) -> frozenset[str]:
+        """Return a step and everything that it rests on."""
+        if key not in self._closures:
+            inputs = self.steps[key].inputs.values()
+            self._closures[key] = frozenset({key}).union(*map(self.closure, inputs))
+        return self._closures[key]
 
     @cached_property
     def priority(self) -> dict[str, float]:
@@ -158,6 +191,18 @@ class _Planner:
         self.study, self.fingerprint = study, fingerprint
         self.plan = Plan(study)
         self.memo: dict[object, str] = {}
+        # what is derived from a method, once: the memo tells specs apart by their id
+        self.scored: dict[int, AnyMethod] = {}
+        self.single: dict[int, AnyMethod] = {}
+        self.supervised: dict[int, Supervised] = {}
+        needed = frozenset[Need]().union(*(needs(method) for method in study.methods))
+        self.record: Record = (
+            "divergences"
+            if "divergences" in needed
+            else "dynamics"
+            if "dynamics" in needed
+            else "nothing"
+        )
 
     def add(self, make: Callable[[], StepSpec], name: str, *key: object, **inputs: str) -> str:
         """Return the digest of a step, adding it to the plan where it is new.
@@ -178,26 +223,22 @@ class _Planner:
             whole = dataset.model_copy(update=everything)  # draws of one dataset share its arrays
             return DataStep(dataset=whole, role=role, fingerprint=self.fingerprint(dataset, role))
 
-        return self.add(
-            make,
-            dataset.dataset,
-            "data",
-            role,
-            id(dataset),
-        )
+        return self.add(make, dataset.dataset, "data", role, id(dataset))
 
-    def surrogate(self, steps: dict[str, str], seed: int) -> str:
+    def surrogate(self, source: str, seed: int) -> str:
         surrogate = self.study.surrogate
         seed = seed if surrogate.seed is None else surrogate.seed
         return self.add(
-            lambda: SurrogateStep(surrogate=surrogate.model_copy(update={"seed": None}), seed=seed),
+            lambda: SurrogateStep(
+                surrogate=surrogate.model_copy(update={"seed": None}), record=self.record, seed=seed
+            ),
             f"{surrogate.network.arch}-s{seed}",
             "surrogate",
             seed,
-            source=steps["source"],
+            source=source,
         )
 
-    def embed(self, steps: dict[str, str], shots: int | None, seed: int, role: str) -> str:
+    def embed(self, steps: Mapping[str, str], shots: int | None, seed: int, role: str) -> str:
         draw = seed if shots is not None else 0  # without a draw the seed changes nothing
         return self.add(
             lambda: EmbedStep(shots=shots, seed=draw),
@@ -205,38 +246,95 @@ class _Planner:
             "embed",
             shots,
             draw,
-            surrogate=steps["surrogate"],
+            surrogate=self.surrogate(steps["source"], seed),
             data=steps[role],
         )
 
     def subset(
         self, steps: dict[str, str], method: AnyMethod, ratio: float, target: Dataset, seed: int
     ) -> None:
-        """Add surrogate, embedding, score and pruning, as far as the method needs them."""
-        inputs = {"source": steps["source"]}
-        if (needed := needs(method)) != "nothing":
-            steps["surrogate"] = self.surrogate(steps, seed)
-            of_target = needed == "embedded target"
-            shots = getattr(target, "shots", None) if of_target else None
-            role = "target" if of_target else "source"
-            steps["embed"] = self.embed(steps, shots, seed, role)
-            inputs["embed"] = steps["embed"]
-        steps["score"] = self.add(
-            lambda: ScoreStep(method=method, seed=seed),
+        """Add score and pruning, and all that the method needs for them."""
+        steps["score"] = self.score(steps, method, target, seed)
+        inputs = {"source": steps["source"], "score": steps["score"]}
+        if selects_by_features(method):
+            inputs["source_embedding"] = self.embed(steps, None, seed, "source")
+        draw = seed if selects_at_random(method) else 0
+        steps["prune"] = self.add(
+            lambda: PruneStep(pruning_ratio=ratio, select=method.select, seed=draw),
+            f"{label(method)}-r{ratio:g}-s{seed}",
+            "prune",
+            ratio,
+            id(method),
+            draw,
+            **inputs,
+        )
+
+    def score(self, steps: Mapping[str, str], method: AnyMethod, target: Dataset, seed: int) -> str:
+        """Add a score; it is shared by all ways to select from it."""
+        scored = self.scored.setdefault(id(method), scored_as(method))
+        if combined(scored) is not None:
+            single = self.single.setdefault(id(method), for_one_target(scored))
+            # sorted: the order of the targets in the study changes nothing
+            each = sorted(self._score_for(steps, single, t, seed) for t in self.study.targets)
+            inputs = {f"score_{n}": key for n, key in enumerate(each)}
+            return self._score(scored, seed, {"source": steps["source"], **inputs})
+        return self._score_for(steps, scored, target, seed)
+
+    def _score_for(
+        self, steps: Mapping[str, str], method: AnyMethod, target: Dataset, seed: int
+    ) -> str:
+        """Add the score of a method for one target, with what it is computed from."""
+        needed, inputs = needs(method), {"source": steps["source"]}
+        if "source" in needed:
+            inputs["source_embedding"] = self.embed(steps, None, seed, "source")
+        if "target" in needed:
+            shots = getattr(target, "shots", None)
+            with_target = {**steps, "target": self.data(target, "target")}
+            inputs["target_embedding"] = self.embed(with_target, shots, seed, "target")
+        if not needed.isdisjoint({"network", "dynamics"}):
+            inputs["surrogate"] = self.surrogate(steps["source"], seed)
+        for role, one in (("clusters", method), ("within_clusters", within(method))):
+            if one is not None and (clusters := clustering(one)) is not None:
+                inputs[role] = self.cluster(inputs["source_embedding"], clusters, seed)
+        if isinstance(method, Counterfactual):
+            inputs |= self.counterfactuals(steps["source"], method, target)
+        return self._score(method, seed, inputs)
+
+    def _score(self, method: AnyMethod, seed: int, inputs: dict[str, str]) -> str:
+        return self.add(
+            lambda: ScoreStep(method=method, fingerprint=self.fingerprint(method), seed=seed),
             f"{label(method)}-s{seed}",
             "score",
             id(method),
             seed,
             **inputs,
         )
-        steps["prune"] = self.add(
-            lambda: PruneStep(pruning_ratio=ratio, whole_units=self.study.whole_units),
-            f"{label(method)}-r{ratio:g}-s{seed}",
-            "prune",
-            ratio,
-            source=steps["source"],
-            score=steps["score"],
+
+    def cluster(self, embedding: str, clusters: Clustering, seed: int) -> str:
+        return self.add(
+            lambda: ClusterStep(clustering=clusters, seed=seed),
+            f"k{clusters.num_clusters}-s{seed}",
+            "cluster",
+            clusters,
+            seed,
+            source_embedding=embedding,
         )
+
+    def counterfactuals(
+        self, source: str, method: Counterfactual, target: Dataset
+    ) -> dict[str, str]:
+        """Add a pretraining on each of many random halves of the classes, and its transfer."""
+        inputs: dict[str, str] = {}
+        recipe = self.supervised.setdefault(
+            id(method), Supervised.model_validate(dict(method.recipe))
+        )
+        for seed in range(method.num_subsets):
+            steps = {"source": source, "target": self.data(target, "target")}
+            self.subset(steps, HALF_OF_THE_CLASSES, 0.5, target, seed)
+            self.pretrain(steps, recipe, recipe.network, "none", seed)
+            self.finetune(steps, target, method.transfer, seed)
+            inputs |= {f"subset_{seed}": steps["prune"], f"transfer_{seed}": steps["finetune"]}
+        return inputs
 
     def pretrain(
         self,
@@ -342,7 +440,8 @@ def make_plan(study: Study, fingerprint: Fingerprint = no_fingerprint) -> Plan:
         if network is not None and not isinstance(pretraining, RawPixels):
             planner.pretrain(steps, pretraining, network, adversarial, seed)
         planner.finetune(steps, target, transfer, seed)
-        plan.naive.update(plan.steps[key].stage for key in steps.values())
+        rests_on = frozenset[str]().union(*map(plan.closure, steps.values()))
+        plan.naive.update(plan.steps[key].stage for key in rests_on)
         identity = tuple(steps.values())
         if identity in seen:
             continue

@@ -1,7 +1,7 @@
 """Manifests -> lines of results.jsonl: every number that is reported anywhere is in one of them."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from dp4tl_ray.atomic import write_atomically
 from dp4tl_ray.plan import Cell, Plan
 from dp4tl_ray.specs.base import label
+from dp4tl_ray.specs.method import for_one_target
 from dp4tl_ray.specs.pretraining import Supervised
 from dp4tl_ray.specs.records import Hyperparameters, Manifest, Metrics, Result
 from dp4tl_ray.store import Artifact, Store
@@ -34,7 +35,7 @@ def collect(plan: Plan, store: Store, errors: Mapping[str, str]) -> list[Result]
         artifacts = {role: artifact for role, artifact in found.items() if artifact is not None}
         error = errors.get(cell.steps["finetune"], "")
         if "finetune" in artifacts or error:
-            results.append(_result(plan, cell, artifacts, error))
+            results.append(_result(plan, store, cell, artifacts, error))
     return results
 
 
@@ -50,18 +51,25 @@ def failures(plan: Plan, store: Store) -> dict[str, str]:
     return errors
 
 
-def _result(plan: Plan, cell: Cell, artifacts: Mapping[str, Artifact], error: str) -> Result:
+def _result(
+    plan: Plan, store: Store, cell: Cell, artifacts: Mapping[str, Artifact], error: str
+) -> Result:
     manifests = {role: artifact.manifest for role, artifact in artifacts.items()}
     pretraining = cell.pretraining
     recipe = pretraining if isinstance(pretraining, Supervised) else None
     pretrain = manifests.get("pretrain")
     transfer = manifests.get("finetune")
     done = transfer is not None
+    subset = plan.closure(cell.steps["prune"]) if "prune" in cell.steps else frozenset[str]()
+    surrogate = {key for key in subset if plan.steps[key].stage == "surrogate"}
+    # all that choosing took; for `counterfactual` that is many pretrainings
+    scoring = {key for key in subset - surrogate if plan.steps[key].stage != "data"}
     return Result(
         study=plan.study.name,
         source=label(plan.study.source),
         target=label(cell.target),
         method=label(cell.method) if cell.method else "none",
+        own_method=label(for_one_target(cell.method)) if cell.method else "none",
         pruning_ratio=cell.pruning_ratio,
         objective=pretraining.objective,
         pretraining=label(pretraining),
@@ -75,7 +83,7 @@ def _result(plan: Plan, cell: Cell, artifacts: Mapping[str, Artifact], error: st
             l2=_optional(transfer, "l2"), lr=_optional(transfer, "lr")
         ),
         seed=cell.seed,
-        surrogate_seed=plan.study.surrogate.seed if "surrogate" in cell.steps else None,
+        surrogate_seed=plan.study.surrogate.seed if surrogate else None,
         metrics=Metrics(
             accuracy=_metric(transfer, "accuracy"),
             mean_class_accuracy=_metric(transfer, "mean_class_accuracy"),
@@ -83,17 +91,17 @@ def _result(plan: Plan, cell: Cell, artifacts: Mapping[str, Artifact], error: st
         if done
         else None,
         val_accuracy=_optional(transfer, "val_accuracy"),
-        surrogate_seconds=_seconds(manifests, "surrogate"),
-        score_seconds=_seconds(manifests, "embed", "score", "prune"),
-        pretrain_seconds=_seconds(manifests, "pretrain"),
-        transfer_seconds=_seconds(manifests, "finetune"),
-        device_seconds=_seconds(manifests, "pretrain") * (pretrain.num_workers if pretrain else 0),
+        surrogate_seconds=_seconds(plan, store, surrogate),
+        score_seconds=_seconds(plan, store, scoring),
+        pretrain_seconds=pretrain.seconds if pretrain else 0.0,
+        transfer_seconds=transfer.seconds if transfer else 0.0,
+        device_seconds=pretrain.seconds * pretrain.num_workers if pretrain else 0.0,
         device=pretrain.device if pretrain else "",
         precision=recipe.precision if recipe else "",
         num_workers=pretrain.num_workers if pretrain else 0,
         status="done" if done else "failed",
         error="" if done else error,
-        surrogate_digest=cell.steps.get("surrogate", ""),
+        surrogate_digest=next(iter(surrogate), ""),
         pretrain_digest=cell.steps.get("pretrain", ""),
         predictions_digest=transfer.files[PREDICTIONS].sha256 if transfer else "",
         **_subset(manifests, recipe is not None),
@@ -140,8 +148,10 @@ def _optional(manifest: Manifest | None, name: str) -> float | None:
     return None if value is None else float(value)
 
 
-def _seconds(manifests: Mapping[str, Manifest], *roles: str) -> float:
-    return sum(manifests[role].seconds for role in roles if role in manifests)
+def _seconds(plan: Plan, store: Store, steps: Iterable[str]) -> float:
+    """Add up the wall time of those steps that are done."""
+    found = (store.find(plan.steps[key]) for key in sorted(steps))
+    return sum(artifact.manifest.seconds for artifact in found if artifact is not None)
 
 
 def write_results(results: Sequence[Result], path: Path) -> None:

@@ -83,9 +83,27 @@ class Workbench:
 
         self.write(f"{name}.npy", save)
 
+    @contextlib.contextmanager
+    def growing(
+        self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike
+    ) -> Iterator[npt.NDArray[Any]]:
+        """Give an array to fill part by part, on disk, which then becomes NAME.npy."""
+        part = self.folder / f".{name}.growing"
+        array = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape)
+        try:
+            yield array
+            array.flush()
+            self.write(f"{name}.npy", lambda path: _move(part, path))
+        finally:
+            part.unlink(missing_ok=True)
+
     def json(self, name: str, value: Any) -> None:
         """Write plain data as NAME.json."""
         self.write(f"{name}.json", partial(_write_text, text=json.dumps(value)))
+
+
+def _move(part: Path, path: Path) -> None:
+    part.replace(path)
 
 
 def _write_text(path: Path, text: str) -> None:

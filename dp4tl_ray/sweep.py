@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dp4tl_ray.data.load import fingerprint
-from dp4tl_ray.plan import Plan, make_plan
+from dp4tl_ray.atomic import write_atomically
+from dp4tl_ray.data.image_folder import fingerprint
+from dp4tl_ray.plan import Plan, Role, make_plan
 from dp4tl_ray.results import Predictions, collect, failures, write_results
 from dp4tl_ray.runners.board import Board, done_steps
 from dp4tl_ray.runners.progress import Display
+from dp4tl_ray.scoring.elsewhere import file_fingerprint, scorer_version
+from dp4tl_ray.specs.data import Dataset, ImageFolder
+from dp4tl_ray.specs.example_methods import ExamplePlugin, ScoresFile
+from dp4tl_ray.specs.method import AnyMethod
 from dp4tl_ray.specs.records import Result
 from dp4tl_ray.specs.steps import STAGES, Stage
 from dp4tl_ray.specs.study import Study
@@ -39,11 +44,30 @@ def plan_study(study: Study, until: Stage = "finetune") -> Plan:
 
     Raises:
         DatasetError: A folder of pictures is missing or empty.
+        ScorerError: A plug-in is not installed, or a file of scores not there.
     """
-    plan = make_plan(study, fingerprint)
+    plan = make_plan(study, _fingerprint)
     last = STAGES.index(until)
-    wanted = {k: s for k, s in plan.steps.items() if STAGES.index(s.stage) <= last}
-    return plan if len(wanted) == len(plan.steps) else Plan(study, wanted, [], plan.naive)
+    ends = {k for c in plan.cells for k in c.steps.values()}
+    wanted = frozenset[str]().union(
+        *(plan.closure(key) for key in ends if STAGES.index(plan.steps[key].stage) <= last)
+    )
+    if len(wanted) == len(plan.steps):
+        return plan
+    return Plan(study, {k: s for k, s in plan.steps.items() if k in wanted}, [], plan.naive)
+
+
+def _fingerprint(thing: Dataset | AnyMethod, role: Role = "source") -> str:
+    """Identify what a study names and does not contain."""
+    match thing:
+        case ExamplePlugin(scorer=name):
+            return scorer_version(name)
+        case ScoresFile(path=path):
+            return file_fingerprint(path)
+        case ImageFolder():
+            return fingerprint(thing, role)
+        case _:
+            return ""
 
 
 def counts(plan: Plan, done: set[str]) -> dict[Stage, dict[str, int]]:
@@ -93,3 +117,25 @@ def report_study(
     write_results(results, folder / "results.jsonl")
     write_report(results, folder, study.report.margin, Predictions(plan, store))
     return results, folder
+
+
+def triage_study(study: Study, store: Store, local: bool) -> tuple[str, set[str], Path]:
+    """Choose the kept examples of a study, and compare them; writes triage.md.
+
+    Returns:
+        The table, the reasons of steps that failed, and where the table is.
+    """
+    from dp4tl_ray.triage import triage, triage_table  # needs torch: not for `plan`
+
+    plan = plan_study(study)
+    outcome = run_study(study, plan_study(study, "prune"), store, local)
+    chosen = [
+        cell
+        for cell in plan.cells
+        if "prune" in cell.steps and store.find(plan.steps[cell.steps["prune"]]) is not None
+    ]
+    table = triage_table(triage(Plan(study, plan.steps, chosen), store))
+    path = store.study_folder(study.name) / "triage.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda part: part.write_text(table, encoding="utf-8"))
+    return table, set(outcome.errors.values()), path

@@ -9,7 +9,7 @@ from dp4tl_ray.specs.study import Study
 AGNOSTIC: list[Any] = [
     "random_classes",
     "random_examples",
-    {"method": "random_examples", "stratified": True},
+    {"method": "random_examples", "select": "stratified"},
     "el2n",
 ]
 AWARE: list[Any] = ["label_mapping", {"method": "label_mapping", "keep": "lowest"}]
@@ -41,7 +41,8 @@ def test_six_methods_ten_ratios_eight_targets_share_pretrainings() -> None:
     # ratio 0 once; 4 agnostic methods x 9 ratios; 2 target-aware ones x 9 ratios x 8 targets
     assert plan.unique()["pretrain"] == 1 + 4 * 9 + 2 * 9 * 8 == 181
     assert plan.unique()["surrogate"] == 1
-    assert plan.unique()["score"] == 4 + 2 * 8
+    # both ways to draw examples select from one score
+    assert plan.unique()["score"] == 3 + 2 * 8
 
 
 def test_ten_thousand_cells_are_planned() -> None:
@@ -82,7 +83,10 @@ CHANGES: list[tuple[dict[str, Any], set[Stage]]] = [
         {"pretrain", "finetune"},
     ),
     ({"pruning_ratios": [0.6]}, {"prune", "pretrain", "finetune"}),
-    ({"whole_units": True}, {"prune", "pretrain", "finetune"}),
+    (
+        {"methods": [{"method": "label_mapping", "select": "whole_units"}]},
+        {"prune", "pretrain", "finetune"},
+    ),
     (
         {"methods": [{"method": "label_mapping", "keep": "lowest"}]},
         {"score", "prune", "pretrain", "finetune"},
@@ -147,6 +151,6 @@ def test_the_controls_stand_once_per_target_seed_and_network() -> None:
 
 def test_the_content_of_a_folder_is_part_of_the_identity() -> None:
     folder = {"dataset": "image_folder", "path": "x", "image_size": 16, "channels": 1}
-    a = make_plan(study(source=folder), lambda dataset, role: "a")
-    b = make_plan(study(source=folder), lambda dataset, role: "b")
+    a = make_plan(study(source=folder), lambda thing, role="source": "a")
+    b = make_plan(study(source=folder), lambda thing, role="source": "b")
     assert not stages(a, "finetune") & stages(b, "finetune")

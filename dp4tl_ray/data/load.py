@@ -11,7 +11,6 @@ from dp4tl_ray.data.embedded import (
     held_out_letters,
     held_out_textures,
 )
-from dp4tl_ray.data.image_folder import fingerprint as folder_fingerprint
 from dp4tl_ray.data.image_folder import read_image_folder, split_at_random
 from dp4tl_ray.data.images import SPLITS, LabeledImages, Role
 from dp4tl_ray.specs.data import (
@@ -22,11 +21,6 @@ from dp4tl_ray.specs.data import (
     HeldOutTextures,
     ImageFolder,
 )
-
-
-def fingerprint(spec: Dataset, role: Role) -> str:
-    """Identify the content of a dataset that lies in files; empty for those that are rendered."""
-    return folder_fingerprint(spec, role) if isinstance(spec, ImageFolder) else ""
 
 
 def load_images(spec: Dataset, role: Role) -> LabeledImages:

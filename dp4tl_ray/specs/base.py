@@ -26,7 +26,7 @@ def did_you_mean(wrong: object, allowed: Iterable[str]) -> str:
     return f"{hint}allowed: {', '.join(names)}"
 
 
-TAGS = ("dataset", "arch", "method", "objective", "transfer")
+TAGS = ("dataset", "arch", "method", "rule", "objective", "transfer")
 """Fields that say which record of a union is meant."""
 
 
@@ -183,17 +183,30 @@ Axis = Annotated[
 
 def label(spec: BaseModel) -> str:
     """Name a record for people: its tag, and every field that differs from its default."""
-    tag = next(name for name in TAGS if name in type(spec).model_fields)
-    changed = [
-        f"{name}={_short(getattr(spec, name))}"
-        for name, field in type(spec).model_fields.items()
-        if name != tag and getattr(spec, name) != field.get_default(call_default_factory=True)
-    ]
+    tag = _tag(spec)
+    assert tag is not None
+    changed = [f"{name}={_short(value)}" for name, value in _changed(spec) if name != tag]
     name = str(getattr(spec, tag))
     return f"{name}({', '.join(changed)})" if changed else name
 
 
+def _tag(spec: BaseModel) -> str | None:
+    return next((name for name in TAGS if name in type(spec).model_fields), None)
+
+
+def _changed(spec: BaseModel) -> list[tuple[str, Any]]:
+    """Return the fields that differ from their defaults."""
+    fields = type(spec).model_fields
+    return [
+        (name, value)
+        for name, value in spec
+        if value != fields[name].get_default(call_default_factory=True)
+    ]
+
+
 def _short(value: Any) -> str:
     if isinstance(value, BaseModel):
-        return "+".join(f"{k}:{_short(v)}" for k, v in value if v is not None)
+        if _tag(value) is not None:
+            return label(value)
+        return "+".join(f"{name}:{_short(v)}" for name, v in _changed(value))
     return str(value)

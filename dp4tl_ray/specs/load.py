@@ -24,6 +24,8 @@ NAMES = {
     "targets": "dataset",
     "network": "arch",
     "methods": "method",
+    "within": "method",
+    "select": "rule",
     "pretraining": "objective",
     "transfers": "transfer",
 }

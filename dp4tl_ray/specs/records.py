@@ -81,12 +81,15 @@ class Result(Spec):
     """Target dataset."""
     method: str
     """Pruning method; `none` at ratio 0 and for the controls."""
+    own_method: str
+    """The same method with a subset of its own for each target; differs from `method` where one
+    subset serves all targets of the study."""
     pruning_ratio: Fraction
     """Share of source examples removed."""
     class_ratio: Fraction | None
     """Share of source classes of which nothing is kept; null without pretraining."""
     unvoted_share: Fraction | None
-    """Share of kept classes without a single vote; null for methods that do not vote."""
+    """Share of kept classes or clusters without a vote; null for methods that do not vote."""
     objective: str
     """supervised, none (untrained network) or raw_pixels."""
     pretraining: str
@@ -122,7 +125,8 @@ class Result(Spec):
     surrogate_seconds: Seconds
     """Wall time of the surrogate that the subset rests on; 0 without one."""
     score_seconds: Seconds
-    """Wall time of embedding, scoring and pruning."""
+    """Wall time of embedding, clustering, scoring and pruning, and for `counterfactual` of all the
+    pretrainings that it looks at."""
     pretrain_seconds: Seconds
     """Wall time of the pretraining."""
     transfer_seconds: Seconds

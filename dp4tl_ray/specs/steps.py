@@ -6,16 +6,19 @@ from pydantic import Field
 
 from dp4tl_ray.specs.base import Spec
 from dp4tl_ray.specs.data import Source, Target
+from dp4tl_ray.specs.example_methods import Clustering
 from dp4tl_ray.specs.method import Method
 from dp4tl_ray.specs.network import Network
 from dp4tl_ray.specs.pretraining import Supervised, Surrogate
+from dp4tl_ray.specs.selector import Selector
 from dp4tl_ray.specs.transfer import Transfer
 
-Stage = Literal["data", "surrogate", "embed", "score", "prune", "pretrain", "finetune"]
+Stage = Literal["data", "surrogate", "embed", "cluster", "score", "prune", "pretrain", "finetune"]
 STAGES: tuple[Stage, ...] = (
     "data",
     "surrogate",
     "embed",
+    "cluster",
     "score",
     "prune",
     "pretrain",
@@ -41,6 +44,8 @@ class SurrogateStep(Spec):
     stage: Literal["surrogate"] = "surrogate"
     surrogate: Surrogate
     """Recipe; its own seed is resolved into `seed`."""
+    record: Literal["nothing", "dynamics", "divergences"] = "nothing"
+    """Histories of every example that are kept while it trains, as far as a method needs them."""
     seed: int
     """Seed of weights, order and augmentation."""
 
@@ -55,14 +60,26 @@ class EmbedStep(Spec):
     """Seed of the draw; 0 where everything is taken."""
 
 
+class ClusterStep(Spec):
+    """Cluster the source's features, once for all methods that need clusters."""
+
+    stage: Literal["cluster"] = "cluster"
+    clustering: Clustering
+    """Number of clusters and algorithm."""
+    seed: int
+    """Seed of the first centres and of the order of batches."""
+
+
 class ScoreStep(Spec):
     """Score the units of the source."""
 
     stage: Literal["score"] = "score"
     method: Method
-    """Pruning method."""
+    """Pruning method; how it selects is left to the prune step."""
+    fingerprint: str = ""
+    """Version of a plug-in, or checksum of a file of scores."""
     seed: int
-    """Seed of random methods and of the order within classes."""
+    """Seed of random methods and of the order within units."""
 
 
 class PruneStep(Spec):
@@ -71,8 +88,10 @@ class PruneStep(Spec):
     stage: Literal["prune"] = "prune"
     pruning_ratio: float
     """Share of the examples removed."""
-    whole_units: bool
-    """Whether only whole classes are kept."""
+    select: Selector
+    """How scores become an order of the examples."""
+    seed: int
+    """Seed of a selector that draws; 0 for the others."""
 
 
 class PretrainStep(Spec):
@@ -102,6 +121,13 @@ class FinetuneStep(Spec):
 
 
 StepSpec = Annotated[
-    DataStep | SurrogateStep | EmbedStep | ScoreStep | PruneStep | PretrainStep | FinetuneStep,
+    DataStep
+    | SurrogateStep
+    | EmbedStep
+    | ClusterStep
+    | ScoreStep
+    | PruneStep
+    | PretrainStep
+    | FinetuneStep,
     Field(discriminator="stage"),
 ]

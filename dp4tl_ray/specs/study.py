@@ -7,11 +7,12 @@ from pydantic_core import PydanticCustomError
 
 from dp4tl_ray.specs.base import Axis, Count, Natural, Spec, Whole
 from dp4tl_ray.specs.data import ImageFolder, Source, Target, channels
-from dp4tl_ray.specs.method import Method
+from dp4tl_ray.specs.method import Method, contradiction
 from dp4tl_ray.specs.network import VisionTransformer
 from dp4tl_ray.specs.pretraining import Pretraining, RawPixels, Supervised, Surrogate, Untrained
 from dp4tl_ray.specs.training import Recipe
 from dp4tl_ray.specs.transfer import LinearProbe, Transfer
+from dp4tl_ray.specs.unit_methods import Counterfactual
 
 PruningRatio = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31), Whole]
@@ -73,9 +74,6 @@ class Study(Spec):
     """Dataset to prune."""
     surrogate: Surrogate = Surrogate()
     """Small model trained on the whole source, used only to score."""
-    whole_units: bool = False
-    """false keeps exactly round((1 - ratio) N) examples, the last class in part; true keeps
-    round((1 - ratio) C) whole classes, the paper's rule."""
     targets: Axis[Target]
     """Axis: datasets to transfer to."""
     methods: Axis[Method]
@@ -123,6 +121,11 @@ class Study(Spec):
                     f"the source {channels(self.source)}: they must agree",
                     n,
                 )
+        for n, method in enumerate(self.methods, start=1):
+            if problem := contradiction(method):
+                raise _rule("methods", f"{method.method}: {problem}", n)
+            if isinstance(method, Counterfactual):
+                self._can_train("methods", method.recipe, n)
         self._can_train("surrogate", self.surrogate)
         for n, recipe in enumerate(self.pretraining, start=1):
             if isinstance(recipe, Supervised):

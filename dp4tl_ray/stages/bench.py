@@ -1,7 +1,10 @@
 """What every stage is handed: its inputs, a place for its output, and the worker it runs on."""
 
+import contextlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -77,3 +80,18 @@ def load_network(artifact: Artifact, image_size: int, group_size: int = 1) -> Cl
     )
     model.load_state_dict(tensors)
     return model
+
+
+def free_memory() -> float:
+    """Return the bytes that this machine, or the container it is, could still give."""
+    free = math.inf
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(line for line in lines if line.startswith("MemAvailable:"))
+        free = int(available.split()[1]) * 1024
+    with contextlib.suppress(OSError, ValueError):
+        limit, used = (
+            int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current")
+        )
+        free = min(free, limit - used)
+    return free

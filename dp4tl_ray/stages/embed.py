@@ -5,11 +5,11 @@ import numpy as np
 from dp4tl_ray.data.draws import draw_target
 from dp4tl_ray.specs.steps import EmbedStep
 from dp4tl_ray.stages.bench import Job, Metrics, StageError, images_of, load_network
-from dp4tl_ray.training.inference import infer
+from dp4tl_ray.training.inference import infer_parts
 
 
 def run_embed(spec: EmbedStep, job: Job) -> Metrics:
-    """Write logits and features of the train images; no other split is ever looked at."""
+    """Write logits, features and labels of the train images; no other split is looked at."""
     data, surrogate = job.inputs["data"], job.inputs["surrogate"]
     labels, splits = np.asarray(data.array("labels")), np.asarray(data.array("splits"))
     model = load_network(surrogate, image_size=images_of(data).shape[1])
@@ -20,10 +20,19 @@ def run_embed(spec: EmbedStep, job: Job) -> Metrics:
             rows = draw_target(labels, splits, spec.shots, spec.seed).train
         except ValueError as error:
             raise StageError(str(error)) from error
-    logits, features = infer(model, images_of(data), rows, job.worker)
-    if not np.isfinite(logits).all():
-        raise StageError("the surrogate's logits are not finite")
+    classes, width = model.head.weight.shape
+    with (
+        job.bench.growing("logits", (len(rows), classes), np.float32) as logits,
+        job.bench.growing("features", (len(rows), width), np.float32) as features,
+    ):
+        for part, z, h in infer_parts(model, images_of(data), rows, job.worker):
+            logits[part], features[part] = z, h
+            finite = np.isfinite(z).all(axis=1) & np.isfinite(h).all(axis=1)
+            if not finite.all():
+                row = rows[part][int(finite.argmin())]
+                raise StageError(
+                    f"the surrogate's output for example {data.json('ids')[row]!r} is not finite"
+                )
     job.bench.array("rows", rows)
-    job.bench.array("logits", logits)
-    job.bench.array("features", features)
+    job.bench.array("labels", labels[rows])
     return {"num_examples": len(rows)}

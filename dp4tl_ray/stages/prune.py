@@ -3,18 +3,30 @@
 import numpy as np
 import numpy.typing as npt
 
-from dp4tl_ray.algorithms.selection import kept_indices
+from dp4tl_ray.scoring.select import select
 from dp4tl_ray.specs.steps import PruneStep
-from dp4tl_ray.stages.bench import Job, Metrics, StageError, num_classes
-from dp4tl_ray.stages.score import load_scores
+from dp4tl_ray.stages.bench import Job, Metrics, StageError, free_memory, num_classes
+from dp4tl_ray.stages.score import embedding, load_scores
 from dp4tl_ray.store import Artifact
+from dp4tl_ray.training.worker import seed_for
 
 
 def run_prune(spec: PruneStep, job: Job) -> Metrics:
     """Write the kept rows of the source, ascending."""
     source, score = job.inputs["source"], job.inputs["score"]
-    labels = np.asarray(source.array("labels"))
-    kept = kept_indices(load_scores(score), spec.pruning_ratio, spec.whole_units)
+    labels, scores = np.asarray(source.array("labels")), load_scores(score)
+    if len(scores.unit_of_N) != len(labels):
+        raise StageError(
+            f"the scores are of {len(scores.unit_of_N)} examples, the source has {len(labels)}"
+        )
+    features = embedding(job.inputs.get("source_embedding"))
+    rng = np.random.default_rng(seed_for(spec.seed, "select"))
+    try:
+        kept = select(
+            spec.select, scores, spec.pruning_ratio, labels, features, rng, free_memory() / 2
+        )
+    except ValueError as error:
+        raise StageError(str(error)) from error
     kept_classes = np.unique(labels[kept])
     if len(kept_classes) < 2:
         raise StageError(
@@ -28,9 +40,9 @@ def run_prune(spec: PruneStep, job: Job) -> Metrics:
         "num_classes_kept": len(kept_classes),
         "class_ratio": 1 - len(kept_classes) / num_classes(source),
     }
-    if "votes_C.npy" in score.manifest.files:
-        votes = np.asarray(score.array("votes_C"))
-        metrics["unvoted_share"] = float((votes[kept_classes] == 0).mean())
+    if "votes_U.npy" in score.manifest.files:
+        votes = np.asarray(score.array("votes_U"))
+        metrics["unvoted_share"] = float((votes[np.unique(scores.unit_of_N[kept])] == 0).mean())
     return metrics
 
 

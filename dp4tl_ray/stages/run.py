@@ -11,6 +11,7 @@ import torch
 from dp4tl_ray.lease import Lease
 from dp4tl_ray.plan import PlannedStep
 from dp4tl_ray.specs.steps import (
+    ClusterStep,
     DataStep,
     EmbedStep,
     FinetuneStep,
@@ -21,6 +22,7 @@ from dp4tl_ray.specs.steps import (
     SurrogateStep,
 )
 from dp4tl_ray.stages.bench import Job, Metrics
+from dp4tl_ray.stages.cluster import run_cluster
 from dp4tl_ray.stages.data import run_data
 from dp4tl_ray.stages.embed import run_embed
 from dp4tl_ray.stages.finetune import run_finetune
@@ -43,6 +45,8 @@ def run_stage(spec: StepSpec, job: Job) -> Metrics:
             return run_surrogate(spec, job)
         case EmbedStep():
             return run_embed(spec, job)
+        case ClusterStep():
+            return run_cluster(spec, job)
         case ScoreStep():
             return run_score(spec, job)
         case PruneStep():

@@ -21,9 +21,14 @@ EMBEDDED: Study = {
     ],
     "methods": [
         "random_classes",
-        {"method": "random_examples", "stratified": True},
+        {"method": "random_examples", "select": "stratified"},
         {"method": "label_mapping", "keep": "lowest"},
-        "el2n",
+        {"method": "label_mapping", "temperature": 1, "select": {"rule": "quota", "alpha": 0.5}},
+        {"method": "feature_mapping", "clustering": {"num_clusters": 9}, "within": "herding"},
+        {"method": "el2n", "select": {"rule": "ccs", "hardest": 0.2, "num_strata": 9}},
+        {"method": "normsim", "combine": "soft_min", "norm": "2"},
+        {"method": "plugin", "scorer": "mine", "options": {"a": 1, "b": "c", "d": True}},
+        {"method": "counterfactual", "recipe": {"budget": {"epochs": 1}}},
     ],
     "pruning_ratios": [0, 0.25, 0.5],
     "pretraining": [
@@ -48,9 +53,8 @@ EMBEDDED: Study = {
 PICTURES: Study = {
     "name": "pictures",
     "source": {"dataset": "image_folder", "path": "a", "image_size": 32, "channels": 3},
-    "whole_units": True,
     "targets": [{"dataset": "image_folder", "path": "b", "shots": 5}],
-    "methods": ["label_mapping"],
+    "methods": [{"method": "label_mapping", "select": "whole_units"}],
     "pruning_ratios": [0.5],
     "pretraining": [
         {
@@ -101,7 +105,11 @@ TAGS = {
         "image_folder",
     ],
     "arch": ["resnet9", "resnet18", "resnet50", "resnet101", "vit_b_16"],
-    "method": ["random_classes", "random_examples", "label_mapping", "el2n"],
+    "method": [
+        *("random_classes", "random_examples", "label_mapping", "feature_mapping", "el2n"),
+        *("normsim", "tdds", "herding", "plugin", "counterfactual"),
+    ],
+    "rule": ["top", "whole_units", "quota", "gumbel", "stratified", "ccs", "d2"],
     "objective": ["supervised", "none", "raw_pixels"],
     "transfer": ["linear_probe", "full_finetune"],
 }
@@ -113,9 +121,22 @@ WORDS = [
 ]
 FIELDS = [
     *TAGS,
-    *("seed", "seeds", "shots", "image_size", "path", "channels", "keep", "stratified", "width"),
+    *("seed", "seeds", "shots", "image_size", "path", "channels", "keep", "select", "width"),
     *("epochs", "examples_seen", "budget", "network", "lr", "l2", "lrs", "batch_size", "ema"),
-    *("whole_units", "runtime", "report", "tracking", "adversarial", "head", "name", "wandb"),
+    *(
+        "within",
+        "combine",
+        "temperature",
+        "clustering",
+        "options",
+        "runtime",
+        "report",
+        "tracking",
+        "adversarial",
+        "head",
+        "name",
+        "wandb",
+    ),
 ]
 VALUES: list[Any] = [None, True, -1, 0, 1, 2, 16, 32, 0.5, 1.0, "x", [], {}, [1], {"a": 1}]
 HUGE = [2**31 - 1, 2**31, 2**53 + 1, 10**30, 10**400, 1e30, 1e308, float("inf")]

@@ -1,13 +1,14 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dp4tl_ray.specs.data import GlyphsAndTextures, ImageFolder
 from dp4tl_ray.specs.load import NAMES, StudyError, load_study
-from dp4tl_ray.specs.method import LabelMapping
 from dp4tl_ray.specs.schema import json_schema
 from dp4tl_ray.specs.training import Budget
+from dp4tl_ray.specs.unit_methods import LabelMapping
 
 Write = Callable[[str | bytes], Path]
 
@@ -116,8 +117,17 @@ MISTAKES = [
      "{dataset: held_out_textures, image_size: 32}"),
     ("name: s", "name: 2024-01-01", "1:7", "name", ["must match ^[a-z0-9]", "'2024-01-01'"],
      "2024-01-01"),
-    ("name: s", "whole_units: yes", "1:14", "whole_units",
-     ["must be true or false, got 'yes' (a string)"], "yes"),
+    (", label_mapping]", ", {method: label_aware_mapping, balanced: yes}]", "5:67",
+     "methods[1].balanced", ["must be true or false, got 'yes' (a string)"], "yes"),
+    (", label_mapping]", ", {method: label_mapping, select: ccs}]", "5:59", "methods[1].select",
+     ["'ccs' is not known; allowed: gumbel, quota, top, whole_units"], "ccs"),
+    (", label_mapping]", ", {method: label_mapping, capacity: 2}]", "5:27", "methods[1]",
+     ["capacity needs a temperature above 0"], "{method: label_mapping, capacity: 2}"),
+    (", label_mapping]", ", {method: random_classes, select: quota}]", "5:27", "methods[1]",
+     ["quota needs the mass that a mapping moves"], "{method: random_classes, select: quota}"),
+    (", label_mapping]", ", {method: random_classes, within: {method: el2n, select: ccs}}]",
+     "5:27", "methods[1]", ["write select outside of it"],
+     "{method: random_classes, within: {method: el2n, select: ccs}}"),
     ("name: s\n", "", "1:1", "name", ["is required"], "s"),
 ]  # fmt: skip
 
@@ -331,7 +341,12 @@ def test_every_field_that_may_hold_a_bare_name_can_be_expanded() -> None:
     tags = {}
     for record in [schema, *schema["$defs"].values()]:
         for field, sub in record["properties"].items():
-            union = sub.get("items", sub).get("anyOf", [{}])[-1]
-            if "discriminator" in union:
-                tags[field] = union["discriminator"]["propertyName"]
+            for union in alternatives(sub.get("items", sub)):
+                if "discriminator" in union:
+                    tags[field] = union["discriminator"]["propertyName"]
     assert tags == NAMES
+
+
+def alternatives(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a value may be, through all nested choices."""
+    return [schema, *(a for part in schema.get("anyOf", []) for a in alternatives(part))]

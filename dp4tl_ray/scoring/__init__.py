@@ -1,0 +1,1 @@
+"""From a method's record to scores: which arrays go into which function."""

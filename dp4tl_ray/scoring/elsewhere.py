@@ -1,0 +1,107 @@
+"""Scores that this package does not compute: plug-ins of other packages, and files.
+
+A plug-in is a function `scorer(inputs: ScorerInputs, **options) -> scores (N,)`, higher = keep,
+that its package announces under the entry point group `dp4tl_ray.scorers`:
+
+    [project.entry-points."dp4tl_ray.scorers"]
+    my_scorer = "my_package.scores:my_scorer"
+
+A study then says `methods: [{method: plugin, scorer: my_scorer}]`. It runs wherever the package is
+installed: on a cluster, on every node.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dp4tl_ray.specs.base import did_you_mean
+
+GROUP = "dp4tl_ray.scorers"
+Floats = npt.NDArray[np.float64]
+
+
+class ScorerError(ValueError):
+    """A plug-in or a file of scores cannot be used; the message names it and says why."""
+
+
+def find_scorer(name: str) -> EntryPoint:
+    """Find the entry point of a plug-in.
+
+    Raises:
+        ScorerError: No installed package announces it.
+    """
+    found = {point.name: point for point in entry_points(group=GROUP)}
+    if name not in found:
+        raise ScorerError(
+            f"plug-in {name!r} is not installed (entry point group {GROUP}); "
+            f"{did_you_mean(name, found) if found else 'none is installed'}"
+        )
+    return found[name]
+
+
+def scorer_version(name: str) -> str:
+    """Name the package of a plug-in with its version, part of the identity of its scores."""
+    package = find_scorer(name).dist
+    return f"{package.name} {package.version}" if package else ""
+
+
+def checked_scores(scores: Any, num_examples: int, whose: str) -> Floats:
+    """Return scores as (N,) float64.
+
+    Raises:
+        ScorerError: Wrong shape, not numbers, or not comparable; `whose` names their origin.
+    """
+    array = np.asarray(scores)
+    if array.shape != (num_examples,):
+        raise ScorerError(
+            f"{whose} gave scores of shape {array.shape}; the source has {num_examples} examples, "
+            f"so it must be ({num_examples},)"
+        )
+    if array.dtype.kind not in "fiub":
+        raise ScorerError(f"{whose} gave scores of type {array.dtype}; numbers are needed")
+    if np.isnan(array := array.astype(np.float64)).any():
+        raise ScorerError(f"{whose} gave NaN as score of example {int(np.isnan(array).argmax())}")
+    return array
+
+
+def file_fingerprint(path: str) -> str:
+    """Return the checksum of a file of scores.
+
+    Raises:
+        ScorerError: It cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ScorerError(f"scores_file {path}: {error.strerror}") from error
+
+
+def scores_from_file(path: str, ids: Sequence[str]) -> Floats:
+    """Read scores of an .npz with `ids` (N,) and `scores` (N,), in any order, joined by id.
+
+    Raises:
+        ScorerError: Not such a file, or of another dataset.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names, scores = file["ids"], file["scores"]
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise ScorerError(
+            f"scores_file {path}: needs arrays ids and scores in an .npz ({error})"
+        ) from error
+    values = checked_scores(scores, len(names), f"scores_file {path}")
+    of = dict(zip(names.tolist(), values.tolist(), strict=True))
+    missing = [name for name in ids if name not in of]
+    if missing or len(of) != len(ids):
+        example = f", such as {missing[0]!r}" if missing else ""
+        raise ScorerError(
+            f"scores_file {path} is of another dataset: it has {len(of)} ids, the source "
+            f"{len(ids)}, of which {len(missing)} are not in it{example}"
+        )
+    return np.array([of[name] for name in ids], np.float64)
