@@ -67,6 +67,13 @@ def _parser() -> argparse.ArgumentParser:
         description="Write results.jsonl, results.csv, results.md and accuracy_over_ratio.png from "
         "what is done, without running anything.",
     )  # fmt: skip
+    choices = verbs.add_parser(
+        "triage", parents=[study], help="compare what the methods keep, before any pretraining",
+        description="Run a study up to the lists of kept examples and compare them: do halves of "
+        "the target agree, do seeds, and how far are the target's images from what is kept? "
+        "Writes triage.md to the study's folder.",
+    )  # fmt: skip
+    choices.add_argument("--local", action="store_true", help="run in this process, without Ray")
     verbs.add_parser(
         "samples", parents=[study], help="draw a sheet of pictures of the datasets",
         description="Draw sample pictures of the source and of every target, as the network sees "
@@ -122,6 +129,8 @@ def _with_study(args: argparse.Namespace) -> int:
                 return _samples(study, store)
             case "report":
                 return _report(study, store)
+            case "triage":
+                return _triage(study, store, args.local)
             case _:
                 return _run(study, store, args.local, args.until)
     except (StudyError, StoreError, DatasetError, InfeasibleError) as error:
@@ -189,6 +198,17 @@ def _report(study: "Study", store: "Store") -> int:
     results, folder = report_study(study, plan_study(study), store)
     print(f"{study.name}: {len(results)} results are done; report: {folder / 'results.md'}")
     return 0
+
+
+def _triage(study: "Study", store: "Store", local: bool) -> int:
+    from dp4tl_ray.sweep import triage_study
+
+    table, errors, path = triage_study(study, store, local)
+    print(table)
+    for error in sorted(errors):
+        print(f"failed: {error}", file=sys.stderr)
+    print(f"triage: {path}")
+    return 1 if errors else 0
 
 
 def _samples(study: "Study", store: "Store") -> int:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dp4tl_ray.report import write_report
 from dp4tl_ray.report.curves import Panel, build_panels
 from dp4tl_ray.report.figure import draw
+from dp4tl_ray.report.matrix import draw_matrix
 from dp4tl_ray.report.tables import csv_table, markdown
 from dp4tl_ray.specs.records import Hyperparameters, Metrics, Result
 
@@ -30,6 +31,7 @@ def result(accuracy: float | None, **change: Any) -> Result:
         "source": "glyphs",
         "target": "letters",
         "method": "label_mapping",
+        "own_method": change.get("method", "label_mapping"),
         "pruning_ratio": 0.5,
         "class_ratio": 0.4,
         "unvoted_share": None,
@@ -342,6 +344,44 @@ def test_report_writes_four_files_and_the_same_bytes_again(tmp_path: Path) -> No
     again = write_report(by_hand(), tmp_path / "report", MARGIN, first_correct)
     assert [p.read_bytes() for p in again] == first
     assert sorted((tmp_path / "report").iterdir()) == sorted(paths)
+
+
+def many_methods() -> list[Result]:
+    """Ten methods that lose 0 to 9 points at .5; the last has no result at .9."""
+    lines = [result(0.9, **FULL)]
+    for n in range(10):
+        name = {"method": f"method_{n}", "own_method": f"method_{n}"}
+        lines.append(result(0.9 - 0.01 * n, pruning_ratio=0.5, **name))
+        lines.append(result(None if n == 9 else 0.7 - 0.01 * n, pruning_ratio=0.9, **name))
+    return lines
+
+
+def test_many_methods_are_a_matrix_of_points_lost_best_first(tmp_path: Path) -> None:
+    figure = draw_matrix(build_panels(many_methods()[::-1], MARGIN, None))
+    (axes,) = figure.axes
+    assert [t.get_text() for t in axes.get_yticklabels()] == [f"method_{n}" for n in range(10)]
+    assert [t.get_text() for t in axes.get_xticklabels()] == [".5", ".9"]
+    written = {t.get_position(): t.get_text() for t in axes.texts}
+    for n in range(10):
+        assert written[0, n] == str(n)
+        assert written.get((1, n)) == (None if n == 9 else str(20 + n))
+
+
+def test_from_ten_methods_on_the_figure_is_the_matrix(tmp_path: Path) -> None:
+    files = {path.name for path in write_report(many_methods(), tmp_path, MARGIN, None)}
+    assert "loss_matrix.png" in files and "accuracy_over_ratio.png" not in files
+    assert "loss_matrix.png" in (tmp_path / "results.md").read_text()
+
+
+def test_regret_is_paired_by_seed() -> None:
+    shared = {"method": "m(combine=mean)", "own_method": "m"}
+    own = {"method": "m", "own_method": "m"}
+    lines = [result(0.9, **FULL)]
+    lines += [result(a, seed=seed, **own) for seed, a in enumerate((0.8, 0.7, 0.9))]
+    lines += [result(a, seed=seed, **shared) for seed, a in enumerate((0.7, 0.7))]
+    text = report(lines)
+    (row,) = [line for line in text[text.index("Regret") :].splitlines() if "combine" in line][:1]
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["m(combine=mean)", "0.050 ± 0.071"]
 
 
 def test_when_all_failed_there_are_tables_and_no_figure(tmp_path: Path) -> None:

@@ -11,13 +11,16 @@ from dp4tl_ray.specs.records import Result
 
 __all__ = ["Predictions", "write_report"]
 
-FIGURE = "accuracy_over_ratio"
+MANY = 10
+"""Methods from which on lines can no longer be told apart."""
 
 
 def write_report(
     results: Sequence[Result], folder: Path, margin: float, predictions: Predictions | None
 ) -> list[Path]:
-    """Write results.csv, results.md and the figure as PNG and SVG; return their paths.
+    """Write results.csv, results.md and a figure as PNG and SVG; return their paths.
+
+    The figure is accuracy over ratio, or a matrix of losses where there are many methods.
 
     `margin` is the loss of accuracy that counts as none, a fraction. Without `predictions` there
     are curves and no verdicts. Without a finished pretraining there is no figure.
@@ -25,7 +28,9 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     panels = build_panels(results, margin, predictions)
     drawable = [p for p in panels if p.full or any(q.done for c in p.curves for q in c.points)]
-    figure = f"{FIGURE}.png" if drawable else None
+    many = len({c.method for p in drawable for c in p.curves}) >= MANY
+    name = "loss_matrix" if many else "accuracy_over_ratio"
+    figure = f"{name}.png" if drawable else None
     files = {
         "results.csv": csv_table(results).encode(),
         "results.md": markdown(results, panels, margin, figure).encode(),
@@ -33,9 +38,10 @@ def write_report(
     if drawable:
         # matplotlib takes half a second to import, and tables do without it
         from dp4tl_ray.report.figure import draw, render
+        from dp4tl_ray.report.matrix import draw_matrix
 
-        drawn = draw(drawable, margin)
-        files |= {f"{FIGURE}.{kind}": render(drawn, kind) for kind in ("png", "svg")}
-    for name, content in files.items():
-        write_atomically(folder / name, partial(Path.write_bytes, data=content))
+        drawn = draw_matrix(drawable) if many else draw(drawable, margin)
+        files |= {f"{name}.{kind}": render(drawn, kind) for kind in ("png", "svg")}
+    for file, content in files.items():
+        write_atomically(folder / file, partial(Path.write_bytes, data=content))
     return [folder / name for name in files]

@@ -67,7 +67,8 @@ def markdown(
         label = labels[panel.setting]
         lines += ["", f"## {panel.setting.target}: {label}", "", *_levels(panel, margin)]
         if panel.curves:
-            lines += ["", *_accuracy_table(panel, margin), "", *_cost_table(panel)]
+            lines += ["", *_accuracy_table(panel, margin), *_regret_table(panel)]
+            lines += ["", *_cost_table(panel)]
     failed = [r for r in results if r.status == "failed"]
     if failed:
         lines += ["", f"## Failed: {len(failed)} of {len(results)}", ""]
@@ -129,7 +130,31 @@ def _accuracy_table(panel: Panel, margin: float) -> list[str]:
     for curve in panel.curves:
         at = {p.pruning_ratio: _mean_sd(accuracies(p.done)) for p in curve.points}
         rows.append([curve.method, *(at.get(r, MISSING) for r in ratios), _verdict(curve)])
-    return _table(rows)
+    return markdown_table(rows)
+
+
+def _regret_table(panel: Panel) -> list[str]:
+    """Tell what sharing one subset among targets costs this one, paired by seed."""
+    own = {(c.method, p.pruning_ratio): p for c in panel.curves for p in c.points}
+    ratios = sorted({ratio for _, ratio in own})
+    rows = []
+    for curve in panel.curves:
+        regret: dict[float, list[float]] = {}
+        for point in curve.points:
+            for result in point.done:
+                alone = own.get((result.own_method, point.pruning_ratio))
+                if result.own_method == result.method or alone is None:
+                    continue
+                of_seed = {r.seed: r.metrics.accuracy for r in alone.done if r.metrics}
+                if result.metrics and result.seed in of_seed:
+                    loss = of_seed[result.seed] - result.metrics.accuracy
+                    regret.setdefault(point.pruning_ratio, []).append(loss)
+        if regret:
+            rows.append([curve.method, *(_mean_sd(regret.get(r, [])) for r in ratios)])
+    if not rows:
+        return []
+    note = "Regret: accuracy of this target's own subset less that of the subset for all targets."
+    return ["", note, "", *markdown_table([["method", *(f"{r:g}" for r in ratios)], *rows])]
 
 
 def _verdict(curve: Curve) -> str:
@@ -146,7 +171,7 @@ def _cost_table(panel: Panel) -> list[str]:
     rows = [head.split(", ")]
     for curve in panel.curves:
         rows += [[curve.method, *_cost_row(point)] for point in curve.points]
-    return _table(rows)
+    return markdown_table(rows)
 
 
 def _cost_row(point: Point) -> list[str]:
@@ -166,7 +191,7 @@ def _cost_row(point: Point) -> list[str]:
     ]
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lay out a Markdown table, head first, in columns that also read as plain text."""
     cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
