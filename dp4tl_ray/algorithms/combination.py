@@ -22,8 +22,10 @@ def combine_scores(
 ) -> tuple[Floats, Floats]:
     """Combine the scores of several targets; with one target every rule keeps its order.
 
-    Targets are made comparable first: the scores of each become percentiles in (0, 1], 1 is best,
-    by (score, tie break); exact ties get their mean rank.
+    Targets are made comparable first. mean and max take standard scores, less the mean and divided
+    by the deviation over units, so that what towers above the rest for one target counts for much.
+    soft_min takes percentiles in (0, 1], 1 is best, by (score, tie break); exact ties get their
+    mean rank.
 
     mean: what is good on average. max: what is very good for some target. soft_min: what no target
     rejects, the smooth minimum -log(mean_t exp(-sharpness * percentile)) / sharpness, between mean
@@ -41,12 +43,14 @@ def combine_scores(
         the targets changes neither.
 
     Raises:
-        ValueError: Shapes differ, a score is NaN, the rule is unknown or sharpness not above 0.
+        ValueError: Shapes differ, a score is NaN or inf, the rule unknown, sharpness not above 0.
 
     Higher is kept. Memory: 16 T U bytes.
     """
     if score_TU.ndim != 2 or score_TU.shape != tie_break_TU.shape or not len(score_TU):
         raise ValueError(f"scores {score_TU.shape}, tie breaks {tie_break_TU.shape}: need T by U")
+    if np.isposinf(score_TU).any():
+        raise ValueError("a score is inf, beside which nothing else counts")
     if not 0 < sharpness < np.inf:
         raise ValueError(f"sharpness must be above 0, got {sharpness}")
     pairs = list(zip(score_TU, tie_break_TU, strict=True))
@@ -56,14 +60,25 @@ def combine_scores(
     mean_U = percentile_TU.mean(axis=0)
     match rule:
         case "mean":
-            return mean_U, mean_U
+            return _standard(score_TU).mean(axis=0), mean_U
         case "max":
-            return percentile_TU[-1], mean_U
+            return _standard(score_TU)[-1], mean_U
         case "soft_min":
             return _soft_min(percentile_TU, sharpness), mean_U
         case "round_robin":
             return -np.min([_places(*pair) for pair in pairs], axis=0), mean_U
     raise ValueError(f"rule must be mean, max, round_robin or soft_min, got {rule!r}")
+
+
+def _standard(score_TU: Floats) -> Floats:
+    """Return standard scores, the targets of each unit in ascending order; -inf stays."""
+    standard_TU = np.full(score_TU.shape, -np.inf)
+    for standard_U, score_U in zip(standard_TU, score_TU, strict=True):
+        finite = np.isfinite(score_U)
+        deviation = score_U[finite].std() if finite.any() else 0.0
+        standard_U[finite] = (score_U[finite] - score_U[finite].mean()) / (deviation or 1.0)
+    standard_TU.sort(axis=0)
+    return standard_TU
 
 
 def _soft_min(sorted_TU: Floats, sharpness: float) -> Floats:

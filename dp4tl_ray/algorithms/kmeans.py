@@ -24,15 +24,16 @@ Reduce = Callable[[list[Tensor]], None]
 
 CACHE_BYTES = 32 * 2**20
 """On a CPU, a chunk that stays in the cache between the product and the search for its minimum."""
-SEEDING_ROWS = 16
+SEEDING_ROWS = 8
 """Examples per cluster among which k-means++ chooses."""
 MIN_STEPS = 20
 """Mini-batch steps at least, which a small source gets by more epochs."""
 FADE = 0.1
 """Weight that an example of a mini-batch keeps in the next epoch. Examples seen early were
 assigned to centres that have moved since; with weight 1 the objective ends 1 to 3 % higher."""
-SPLIT = 1e-3
-"""Distance at which an empty cluster is put beside another, in deviations of the other."""
+SPLIT = 0.1
+"""Distance at which an empty cluster is put beside another, in deviations of the other. Far less
+would leave to rounding which examples it takes."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ def kmeans(
         features_ND: Features of any float dtype, read in chunks.
         num_clusters: K.
         generator: Draws the seeds and the mini-batches.
-        algorithm: "mini_batch" reads the features about four times, "lloyd" num_iterations + 1
-            times and ends slightly better.
+        algorithm: "mini_batch" reads the features about four times, more often if they are few;
+            "lloyd" num_iterations + 1 times.
         num_iterations: At most, of Lloyd.
         device: Where the products run.
         chunk_bytes: Temporary memory of one chunk.
@@ -129,7 +130,7 @@ def lloyd(
     """Iterate Lloyd's algorithm from given centres: assign all examples, move centres to means.
 
     The objective never increases. An empty cluster is put beside the centre with the largest
-    objective, at a thousandth of its deviation, and takes its share in the next iteration.
+    objective, at a tenth of its deviation, and takes its share in the next iteration.
 
     Several processes find the same centres, each with its own examples, when `reduce` sums over
     them; the centres to start from must be the same everywhere.
@@ -192,9 +193,12 @@ def lloyd_sums(
     count_K = sum_KD.new_zeros(num_clusters)
     objective_K = sum_KD.new_zeros(num_clusters)
     for _, x_nD, cluster_n, distance_n in _nearest(features_ND, centres_KD, rows_n, chunk_bytes):
-        sum_KD.index_add_(0, cluster_n, x_nD.double())
-        count_K += torch.bincount(cluster_n, minlength=num_clusters)
-        objective_K.index_add_(0, cluster_n, distance_n.double())
+        count_k = torch.bincount(cluster_n, minlength=num_clusters)
+        # the examples of a cluster are a bag: unlike index_add_, the same sum every time on a GPU
+        by_cluster_n, start_K = cluster_n.argsort(stable=True), count_k.cumsum(0) - count_k
+        sum_KD += F.embedding_bag(by_cluster_n, x_nD, start_K, mode="sum")
+        count_K += count_k
+        objective_K += torch.bincount(cluster_n, distance_n.double(), num_clusters)
     return sum_KD, count_K, objective_K
 
 
@@ -270,27 +274,27 @@ def kmeans_plus_plus(
     num_drawn = min(num_examples, SEEDING_ROWS * num_clusters)
     rows_n = np.sort(generator.choice(num_examples, num_drawn, replace=False))
     x_nD = load_rows(features_ND, rows_n, device)
-    norm_n = torch.linalg.vecdot(x_nD, x_nD)
+    norm_n = _squared_norms(x_nD)
     chosen = [int(generator.integers(num_drawn))]
-    distance_n = _squared_distances(x_nD, norm_n, chosen)[0]
+    distance_n = _squared_distances(x_nD, norm_n, chosen)[:, 0].clamp(min=0)
     num_candidates = 2 + int(math.log(num_clusters))
     while len(chosen) < num_clusters:
         cumulative_n = distance_n.double().cumsum(0)
-        drawn = torch.from_numpy(generator.random(num_candidates)).to(device) * cumulative_n[-1]
+        drawn_c = torch.from_numpy(generator.random(num_candidates)).to(device) * cumulative_n[-1]
         # past the end only where every example equals a chosen one
-        candidates = torch.searchsorted(cumulative_n, drawn, right=True).clamp_(max=num_drawn - 1)
-        distance_cn = _squared_distances(x_nD, norm_n, candidates.tolist()).minimum(distance_n)
-        best = int(distance_cn.double().sum(dim=1).argmin())
-        chosen.append(int(candidates[best]))
-        distance_n = distance_cn[best]
+        row_c = torch.searchsorted(cumulative_n, drawn_c, right=True).clamp_(max=num_drawn - 1)
+        distance_nc = _squared_distances(x_nD, norm_n, row_c.tolist()).minimum(distance_n[:, None])
+        best = int(distance_nc.sum(dim=0, dtype=torch.float64).argmin())
+        chosen.append(int(row_c[best]))
+        distance_n = distance_nc[:, best].clamp(min=0)
     return x_nD[chosen].cpu().numpy()
 
 
-def _squared_distances(x_nD: Tensor, norm_n: Tensor, to: list[int]) -> Tensor:
-    """Return the squared distances of all examples to some of them, (len(to), n)."""
-    distance_cn = torch.addmm(norm_n, x_nD[to], x_nD.T, alpha=-2).add_(norm_n[to][:, None])
-    distance_cn[range(len(to)), to] = 0
-    return distance_cn.clamp_(min=0)
+def _squared_distances(x_nD: Tensor, norm_n: Tensor, row_c: list[int]) -> Tensor:
+    """Return the squared distances of all examples to some of them, (n, c), before clamping."""
+    distance_nc = _linear(x_nD, -2 * x_nD[row_c], norm_n[row_c]).add_(norm_n[:, None])
+    distance_nc[row_c, range(len(row_c))] = 0
+    return distance_nc
 
 
 def load_rows(
@@ -321,24 +325,37 @@ def _nearest(
     """Yield chunks: where, the examples, their clusters and squared distances."""
     num_clusters, dim = centres_KD.shape
     device = centres_KD.device
-    # the nearest centre has the largest x c - |c|^2 / 2
-    bias_K = -torch.linalg.vecdot(centres_KD, centres_KD) / 2
+    bias_K = -_squared_norms(centres_KD) / 2
     budget = min(chunk_bytes, CACHE_BYTES) if device.type == "cpu" else chunk_bytes
     num_rows = len(features_ND) if rows_n is None else len(rows_n)
     for part in row_chunks(num_rows, 4 * (num_clusters + 3 * dim), budget):
         x_nD = load_rows(features_ND, part if rows_n is None else rows_n[part], device)
-        affinity_nK = _linear(x_nD, centres_KD, bias_K)
-        cluster_n = _argmax(affinity_nK)
-        largest_n = affinity_nK.gather(1, cluster_n[:, None])[:, 0]
-        squared_distance_n = torch.linalg.vecdot(x_nD, x_nD).sub_(largest_n, alpha=2).clamp_(min=0)
-        yield part, x_nD, cluster_n, squared_distance_n
+        yield part, x_nD, *_nearest_of(x_nD, centres_KD, bias_K)
+
+
+def _nearest_of(x_nD: Tensor, centres_KD: Tensor, bias_K: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cluster and squared distance of each example; bias is -|c|^2 / 2.
+
+    The nearest centre has the largest x c - |c|^2 / 2.
+    """
+    affinity_nK = _linear(x_nD, centres_KD, bias_K)
+    cluster_n = _argmax(affinity_nK)
+    largest_n = affinity_nK.gather(1, cluster_n[:, None])[:, 0]
+    return cluster_n, _squared_norms(x_nD).sub_(largest_n, alpha=2).clamp_(min=0)
+
+
+def _squared_norms(x_nD: Tensor) -> Tensor:
+    """Return |x|^2, (n,), without a copy of x."""
+    norm_n: Tensor = torch.linalg.vector_norm(x_nD, dim=1)
+    return norm_n.square_()
 
 
 def _linear(x_nD: Tensor, weight_KD: Tensor, bias_K: Tensor) -> Tensor:
     """Return x W^T + b, (n, K)."""
     if x_nD.device.type != "cpu":
         return F.linear(x_nD, weight_KD, bias_K)
-    # a convolution of pixels is the same product by oneDNN, which is a tenth faster than by MKL
+    # a convolution of pixels is the same product, by oneDNN with two threads or more: on AMD it is
+    # a tenth faster than by MKL, and three times with few centres
     pixels = x_nD[None, None].permute(0, 3, 1, 2)
     return F.conv2d(pixels, weight_KD[:, :, None, None], bias_K)[0, :, 0].T
 

@@ -3,8 +3,15 @@
 import json
 import sys
 
+from tests.benchmarks.clustering import (
+    fm_scoring,
+    kmeans_assignment,
+    kmeans_lloyd,
+    kmeans_mini_batch,
+)
 from tests.benchmarks.overhead import lane_overhead
 from tests.benchmarks.planning import plan_size, sharing
+from tests.benchmarks.scoring import cheap_scores
 from tests.benchmarks.speedup import pretraining_speedup
 
 BENCHMARKS = {
@@ -12,6 +19,11 @@ BENCHMARKS = {
     "plan_size": plan_size,
     "pretraining_speedup": pretraining_speedup,
     "lane_overhead": lane_overhead,
+    "fm_scoring": fm_scoring,
+    "kmeans_assignment": kmeans_assignment,
+    "kmeans_lloyd": kmeans_lloyd,
+    "kmeans_mini_batch": kmeans_mini_batch,
+    "cheap_scores": cheap_scores,
 }
 
 
