@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in $(PYTHONS); do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: quickstart test check unit bench embedded
+.PHONY: quickstart test check unit bench embedded methods
 
 .venv/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "needs Python 3.11 or newer: make PYTHON=/path/to/python"; exit 2; }
@@ -35,3 +35,9 @@ bench: .venv/installed
 embedded: .venv/installed
 	$(BIN)/dp4tl run experiments/embedded_budget.yaml
 	$(BIN)/dp4tl run experiments/embedded_lossless.yaml
+
+# which methods keep what: the comparison, the yardstick, and one subset for three targets
+methods: .venv/installed
+	$(BIN)/dp4tl run experiments/methods_embedded.yaml
+	$(BIN)/dp4tl run experiments/counterfactual_embedded.yaml
+	$(BIN)/dp4tl run experiments/multi_target_embedded.yaml

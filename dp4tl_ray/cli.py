@@ -84,8 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     schema.add_argument(
         "--write", type=Path, metavar="FOLDER", help="write all of them to a folder"
     )
-    names = verbs.add_parser("list", help="list methods, datasets or networks, with their fields")
-    names.add_argument("what", choices=("methods", "datasets", "networks"))
+    names = verbs.add_parser(
+        "list", help="list methods, selectors, datasets or networks, with their fields"
+    )
+    names.add_argument("what", choices=("methods", "selectors", "datasets", "networks"))
     return parser
 
 

@@ -323,8 +323,13 @@ class _Planner:
     def counterfactuals(
         self, source: str, method: Counterfactual, target: Dataset
     ) -> dict[str, str]:
-        """Add a pretraining on each of many random halves of the classes, and its transfer."""
+        """Add a pretraining on each of many random halves of the classes, and its transfer.
+
+        The transfer is to the whole target: what few shots add is noise, which hides influences.
+        """
         inputs: dict[str, str] = {}
+        everything = {"shots": None} if hasattr(target, "shots") else {}
+        whole = target.model_copy(update=everything)
         recipe = self.supervised.setdefault(
             id(method), Supervised.model_validate(dict(method.recipe))
         )
@@ -332,7 +337,7 @@ class _Planner:
             steps = {"source": source, "target": self.data(target, "target")}
             self.subset(steps, HALF_OF_THE_CLASSES, 0.5, target, seed)
             self.pretrain(steps, recipe, recipe.network, "none", seed)
-            self.finetune(steps, target, method.transfer, seed)
+            self.finetune(steps, whole, method.transfer, seed)
             inputs |= {f"subset_{seed}": steps["prune"], f"transfer_{seed}": steps["finetune"]}
         return inputs
 

@@ -3,7 +3,9 @@
 Split-half: Spearman correlation of the scores from two halves of the target's train images. Near 0
 the method reads noise. Jaccard: mean overlap of the kept examples over pairs of seeds. Radius: mean
 distance of a target train image from the nearest kept example, in the surrogate's features, over
-that from the nearest of all; 1 loses nothing. None of them knows whether a choice pretrains well.
+that from the nearest of all; 1 loses nothing. None of them knows whether a choice pretrains well;
+the yardstick may, in a study with the method `counterfactual`: Spearman correlation over classes
+of the mean place of their examples with that method's, worth what its regression explains.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +15,7 @@ import numpy as np
 
 from dp4tl_ray.algorithms.agreement import mean_jaccard, spearman
 from dp4tl_ray.algorithms.neighbors import coverage_radius
+from dp4tl_ray.algorithms.selection import top_order
 from dp4tl_ray.plan import Cell, Plan
 from dp4tl_ray.report.tables import markdown_table
 from dp4tl_ray.scoring.examples import score_examples
@@ -21,9 +24,9 @@ from dp4tl_ray.scoring.units import score_units
 from dp4tl_ray.specs.base import label
 from dp4tl_ray.specs.method import AnyMethod, combined, needs
 from dp4tl_ray.specs.steps import EmbedStep, ScoreStep
-from dp4tl_ray.specs.unit_methods import UnitMethod
+from dp4tl_ray.specs.unit_methods import Counterfactual, UnitMethod
 from dp4tl_ray.stages.prune import load_kept
-from dp4tl_ray.stages.score import embedding, scorer_inputs
+from dp4tl_ray.stages.score import embedding, load_scores, scorer_inputs
 from dp4tl_ray.store import Store
 from dp4tl_ray.training.worker import Worker, seed_for
 
@@ -42,6 +45,10 @@ class Row:
     """Pruning ratio -> overlap; null with one seed."""
     radius: dict[float, float | None]
     """Pruning ratio -> relative radius; null where the study embeds no such images."""
+    yardstick: float | None
+    """Correlation with the counterfactual method; null in a study without it."""
+    explained: float | None = None
+    """Share of the variance over subsets left out that the counterfactual method explains."""
 
 
 def triage(plan: Plan, store: Store) -> list[Row]:
@@ -50,12 +57,18 @@ def triage(plan: Plan, store: Store) -> list[Row]:
     for cell in plan.cells:
         if cell.method is not None:
             groups.setdefault((label(cell.target), label(cell.method)), []).append(cell)
-    embedded = _embedded(plan)
-    return [_row(cells, embedded, plan, store) for cells in groups.values()]
+    best = {
+        target: _class_places(cells, plan, store)
+        for (target, _), cells in groups.items()
+        if isinstance(cells[0].method, Counterfactual)
+    }
+    context = _Context(plan, store, _embedded(plan), best)
+    return [_row(cells, context) for cells in groups.values()]
 
 
-def _row(cells: Sequence[Cell], embedded: "Embedded", plan: Plan, store: Store) -> Row:
+def _row(cells: Sequence[Cell], context: "_Context") -> Row:
     """Measure the cells of one method and target: ratios, seeds, recipes."""
+    plan, store = context.plan, context.store
     jaccard: dict[float, float | None] = {}
     radius: dict[float, float | None] = {}
     for ratio in sorted({c.pruning_ratio for c in cells}):
@@ -65,7 +78,7 @@ def _row(cells: Sequence[Cell], embedded: "Embedded", plan: Plan, store: Store) 
         radii = [
             value
             for seed, cell in of_seed.items()
-            if (value := _radius(kept[seed], cell, embedded, plan, store)) is not None
+            if (value := _radius(kept[seed], cell, context)) is not None
         ]
         radius[ratio] = float(np.mean(radii)) if radii else None
     method = cells[0].method
@@ -77,7 +90,31 @@ def _row(cells: Sequence[Cell], embedded: "Embedded", plan: Plan, store: Store) 
     ]
     known = [value for value in halves if not np.isnan(value)]
     split_half = float(np.mean(known)) if known else None
-    return Row(label(cells[0].target), label(method), split_half, jaccard, radius)
+    best = context.best.get(label(cells[0].target))
+    yardstick = None if best is None else spearman(_class_places(cells, plan, store), best)
+    explained = None
+    if isinstance(method, Counterfactual):
+        scores = {c.steps["score"]: store.find(plan.steps[c.steps["score"]]) for c in cells}
+        shares = [a.manifest.metrics.get("r2_loo") for a in scores.values() if a is not None]
+        explained = float(np.mean([share for share in shares if isinstance(share, float)]))
+    target = label(cells[0].target)
+    return Row(target, label(method), split_half, jaccard, radius, yardstick, explained)
+
+
+def _class_places(cells: Sequence[Cell], plan: Plan, store: Store) -> Floats:
+    """Return minus the mean place of each class's examples, over the seeds of a method, (C,)."""
+    places = []
+    for score in sorted({c.steps["score"] for c in cells}):
+        artifact = store.find(plan.steps[score])
+        source = store.find(plan.steps[cells[0].steps["source"]])
+        assert artifact is not None and source is not None
+        order, labels = top_order(load_scores(artifact)), np.asarray(source.array("labels"))
+        place = np.empty(len(order))
+        place[order] = np.arange(len(order))
+        sums, sizes = np.bincount(labels, place), np.bincount(labels)
+        places.append(-sums / np.maximum(sizes, 1))
+    mean: Floats = np.mean(places, axis=0)
+    return mean
 
 
 def _kept(cell: Cell, plan: Plan, store: Store) -> Ints:
@@ -91,6 +128,17 @@ Embedded = Mapping[tuple[int, str], str]
 """Seed and digest of a dataset -> digest of its embedding."""
 
 
+@dataclass(frozen=True)
+class _Context:
+    """What all rows are measured against."""
+
+    plan: Plan
+    store: Store
+    embedded: Embedded
+    best: Mapping[str, Floats]
+    """Target -> places of the classes by the counterfactual method."""
+
+
 def _embedded(plan: Plan) -> Embedded:
     """Find the embeddings that any method of a seed is computed from."""
     found = {}
@@ -102,10 +150,12 @@ def _embedded(plan: Plan) -> Embedded:
     return found
 
 
-def _radius(kept: Ints, cell: Cell, embedded: Embedded, plan: Plan, store: Store) -> float | None:
+def _radius(kept: Ints, cell: Cell, context: _Context) -> float | None:
     """Compare distances to the kept examples with those to all."""
-    keys = (embedded.get((cell.seed, cell.steps[role])) for role in ("source", "target"))
-    source, target = (key and embedding(store.find(plan.steps[key])) for key in keys)
+    keys = (context.embedded.get((cell.seed, cell.steps[role])) for role in ("source", "target"))
+    source, target = (
+        key and embedding(context.store.find(context.plan.steps[key])) for key in keys
+    )
     if not source or not target:
         return None
     features, goal = np.asarray(source.features), np.asarray(target.features)
@@ -153,18 +203,24 @@ def triage_table(rows: Sequence[Row]) -> str:
     for target in dict.fromkeys(row.target for row in rows):
         mine = [row for row in rows if row.target == target]
         ratios = sorted({ratio for row in mine for ratio in row.jaccard})
-        head = ["method", "split-half"]
+        head = ["method", "split-half", "yardstick"]
         head += [f"Jaccard {r:g}" for r in ratios] + [f"radius {r:g}" for r in ratios]
         body = [
             [
                 row.method,
                 _number(row.split_half),
+                _number(row.yardstick),
                 *(_number(row.jaccard.get(r)) for r in ratios),
                 *(_number(row.radius.get(r)) for r in ratios),
             ]
             for row in mine
         ]
         lines += ["", f"## {target}", "", *markdown_table([head, *body])]
+        lines += [
+            f"\nThe yardstick explains {row.explained:.2f} of the variance over subsets left out."
+            for row in mine
+            if row.explained is not None
+        ]
     return "\n".join(lines) + "\n"
 
 

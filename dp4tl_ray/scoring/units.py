@@ -1,6 +1,6 @@
 """Scores of classes and clusters: one case per method."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import assert_never
 
 import numpy as np
@@ -47,6 +47,8 @@ class UnitScores:
     """Unit of each example, (N,)."""
     votes: Ints | None = None
     """Target images that vote for each unit, (U,); null for methods that do not vote."""
+    facts: dict[str, float] = field(default_factory=dict)
+    """What else to know of these scores, for the manifest."""
 
 
 def score_units(method: AnyUnitMethod, inputs: ScorerInputs) -> UnitScores:
@@ -96,7 +98,8 @@ def score_units(method: AnyUnitMethod, inputs: ScorerInputs) -> UnitScores:
             influence = influence_scores(
                 present, outcome, l2_values=RIDGE, limit_bytes=inputs.limit_bytes
             )
-            return UnitScores(influence.score_U, zeros, labels)
+            facts = {"r2_loo": influence.r2_loo, "l2": influence.l2}
+            return UnitScores(influence.score_U, zeros, labels, facts=facts)
         case _:
             assert_never(method)
 

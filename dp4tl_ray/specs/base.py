@@ -181,6 +181,10 @@ Axis = Annotated[
 """One axis of a sweep: at least one value, none of them twice."""
 
 
+FEW = 3
+"""Fields that a name spells out; more are told apart by their digest."""
+
+
 def label(spec: BaseModel) -> str:
     """Name a record for people: its tag, and every field that differs from its default."""
     tag = _tag(spec)
@@ -208,5 +212,8 @@ def _short(value: Any) -> str:
     if isinstance(value, BaseModel):
         if _tag(value) is not None:
             return label(value)
-        return "+".join(f"{name}:{_short(v)}" for name, v in _changed(value))
+        changed = _changed(value)
+        if len(changed) > FEW:
+            return digest(value)[:6]
+        return "+".join(f"{name}:{_short(v)}" for name, v in changed)
     return str(value)

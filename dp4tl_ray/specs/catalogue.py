@@ -1,36 +1,75 @@
-"""What there is: methods, datasets and networks, with the docstrings of their records."""
+"""What there is: methods, selectors, datasets, networks, with the docstrings of their records."""
 
 import inspect
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, get_args
 
-from dp4tl_ray.specs.base import TAGS, Spec
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from dp4tl_ray.specs.base import TAGS, Spec, label
 from dp4tl_ray.specs.data import Dataset, Source, Target
 from dp4tl_ray.specs.method import AnyMethod
 from dp4tl_ray.specs.network import AnyNetwork
+from dp4tl_ray.specs.selector import AnySelector
 
-KINDS: dict[str, Any] = {"methods": AnyMethod, "datasets": Dataset, "networks": AnyNetwork}
+KINDS: dict[str, Any] = {
+    "methods": AnyMethod,
+    "selectors": AnySelector,
+    "datasets": Dataset,
+    "networks": AnyNetwork,
+}
+MANY = 5
+"""Records from which on a field that they inherit is explained once, at the end."""
 
 
 def catalogue(what: str) -> str:
     """Describe every record of a kind: its names, what it is, its fields with their defaults.
 
     Args:
-        what: methods, datasets or networks.
+        what: One of KINDS.
     """
-    return "".join(_entry(record) for record in get_args(KINDS[what]))
+    records: Sequence[type[Spec]] = get_args(KINDS[what])
+    inherited = Counter(
+        (name, field.description) for r in records for name, field in _inherited(r).items()
+    )
+    shared = {name: text for (name, text), count in inherited.items() if count >= MANY}
+    entries = "".join(_entry(record, shared) for record in records)
+    if not shared:
+        return entries
+    lines = ["Fields that many share"]
+    for name, text in shared.items():
+        lines += [f"    {name}", *_indented(text or "", 8)]
+    return entries + "\n".join(lines) + "\n"
 
 
-def _entry(record: type[Spec]) -> str:
+def _inherited(record: type[Spec]) -> dict[str, FieldInfo]:
+    """Return the fields that a record does not define itself."""
+    return {n: f for n, f in record.model_fields.items() if n not in record.__annotations__}
+
+
+def _entry(record: type[Spec], shared: dict[str, str | None]) -> str:
     tag = next(name for name in TAGS if name in record.model_fields)
     names = ", ".join(get_args(record.model_fields[tag].annotation))
     role = f"  [{_roles(record)}]" if tag == "dataset" else ""
     lines = [f"{names}{role}", *_indented(inspect.cleandoc(record.__doc__ or ""), 2)]
+    also = [name for name in _inherited(record) if name in shared]
     for name, field in record.model_fields.items():
-        if name != tag:
-            default = "required" if field.is_required() else f"default {field.default!r}"
+        if name != tag and name not in also:
+            default = "required" if field.is_required() else f"default {_shown(field.default)}"
             lines.append(f"    {name} ({default})")
             lines += _indented(field.description or "", 8)
+    if also:
+        lines.append(f"    also: {', '.join(also)}")
     return "\n".join(lines) + "\n\n"
+
+
+def _shown(value: Any) -> str:
+    """Write a default as a study would."""
+    if isinstance(value, BaseModel) and any(tag in type(value).model_fields for tag in TAGS):
+        return label(value)
+    return "null" if value is None else repr(value)
 
 
 def _roles(record: type[Spec]) -> str:

@@ -8,8 +8,8 @@ from dp4tl_ray.specs.base import MAX_INT, BareName, Count, Positive, Spec
 from dp4tl_ray.specs.selector import ExampleSelector, Gumbel, Top
 
 Combine = Literal["mean", "max", "round_robin", "soft_min"]
-"""How the scores of several targets become one: percentiles are averaged, their largest or a smooth
-smallest is taken, or the targets take turns."""
+"""How the scores of several targets become one: standard scores are averaged or their largest is
+taken, percentiles give a smooth smallest, or the targets take turns."""
 
 
 class Clustering(Spec):
@@ -27,14 +27,15 @@ class ExampleMethod(Spec):
     """What all methods that score examples have in common."""
 
     select: ExampleSelector = Top()
-    """How scores become kept examples."""
+    """How scores become kept examples; `dp4tl list selectors`."""
 
 
 class TargetAwareExampleMethod(ExampleMethod):
     """A method whose scores differ between targets."""
 
     combine: Combine | None = None
-    """null keeps a subset for each target; otherwise one subset serves all targets of the study."""
+    """null keeps a subset for each target; mean, max, round_robin and soft_min keep one for all
+    targets of the study."""
 
 
 class RandomExamples(ExampleMethod):

@@ -15,7 +15,7 @@ class UnitMethod(Spec):
     """What all methods that score classes or clusters have in common."""
 
     select: UnitSelector = Top()
-    """How scores become kept examples."""
+    """How scores become kept examples; `dp4tl list selectors`."""
     within: Within | None = None
     """Method that orders the examples of a unit that is kept in part; null draws them."""
 
@@ -24,7 +24,8 @@ class TargetAwareUnitMethod(UnitMethod):
     """A method whose scores differ between targets."""
 
     combine: Combine | None = None
-    """null keeps a subset for each target; otherwise one subset serves all targets of the study."""
+    """null keeps a subset for each target; mean, max, round_robin and soft_min keep one for all
+    targets of the study."""
 
 
 class Mapping(TargetAwareUnitMethod):
@@ -102,9 +103,9 @@ class Counterfactual(TargetAwareUnitMethod):
     """Keep the classes that help when present: regression over random halves (Jain et al. 2022).
 
     Pretrains on many random halves of the classes and transfers each; a class's score is its
-    coefficient for the validation accuracy. Far too dear to save anything: it is the yardstick for
-    the other methods. Looks at the target's validation split and at more draws of its train images
-    than they do.
+    coefficient for the validation accuracy. Far too dear to save anything: a yardstick for the
+    other methods, as good as the regression, whose share of explained variance is in the score's
+    manifest (r2_loo). Looks at all train and validation images of the target, whatever its shots.
     """
 
     method: Literal["counterfactual"] = "counterfactual"

@@ -35,23 +35,24 @@ def run_score(spec: ScoreStep, job: Job) -> Metrics:
     """Write the scores of the units, how ties go, and the order of the examples within units."""
     rule = combined(spec.method)
     try:
-        scores, votes = _compute(spec, job) if rule is None else _combine(rule, job)
+        scores, votes, facts = _compute(spec, job) if rule is None else (*_combine(rule, job), {})
     except ValueError as error:
         raise StageError(str(error)) from error
     for name in PARTS:
         job.bench.array(name, getattr(scores, name))
+    metrics: Metrics = {"num_units": len(scores.score_U), **facts}
     if votes is None:
-        return {"num_units": len(scores.score_U)}
+        return metrics
     job.bench.array("votes_U", votes)
-    return {"num_units": len(votes), "num_unvoted": int((votes == 0).sum())}
+    return metrics | {"num_unvoted": int((votes == 0).sum())}
 
 
-def _compute(spec: ScoreStep, job: Job) -> tuple[Scores, Ints | None]:
+def _compute(spec: ScoreStep, job: Job) -> tuple[Scores, Ints | None, dict[str, float]]:
     """Score for one target, or for none where the method knows of none."""
     inputs, method = scorer_inputs(job.inputs, spec.seed, job.worker), spec.method
     if not isinstance(method, UnitMethod):
         score, tie_break = score_examples(method, inputs)
-        return Scores(score, tie_break, np.arange(len(score)), np.zeros(len(score))), None
+        return Scores(score, tie_break, np.arange(len(score)), np.zeros(len(score))), None, {}
     units = score_units(method, inputs)
     if (inner := within(method)) is None:
         priority = inputs.rng("within classes").random(len(inputs.labels))
@@ -60,7 +61,7 @@ def _compute(spec: ScoreStep, job: Job) -> tuple[Scores, Ints | None]:
         priority, _ = score_examples(inner, of_inner)
     empty = np.bincount(units.unit_of, minlength=len(units.score)) == 0
     score = np.where(empty, -np.inf, units.score)  # there is nothing to keep
-    return Scores(score, units.tie_break, units.unit_of, priority), units.votes
+    return Scores(score, units.tie_break, units.unit_of, priority), units.votes, units.facts
 
 
 def _combine(rule: Combine, job: Job) -> tuple[Scores, Ints | None]:

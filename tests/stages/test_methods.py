@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from dp4tl_ray.data.images import LabeledImages
-from dp4tl_ray.plan import Cell, Plan
+from dp4tl_ray.plan import Cell, Plan, PlannedStep
 from dp4tl_ray.scoring.elsewhere import ScorerError
 from dp4tl_ray.specs.base import label
+from dp4tl_ray.specs.steps import ScoreStep
 from dp4tl_ray.store import Store
 from dp4tl_ray.sweep import plan_study, report_study, run_study, triage_study
 from dp4tl_ray.training.inference import infer_parts
+from dp4tl_ray.triage import triage, triage_table
 from tests.conftest import folder, recipe, tiny_study
 
 Pictures = dict[str, str]
@@ -139,6 +141,17 @@ def test_counterfactual_pretrains_on_random_halves_and_counts_their_cost(
     assert not outcome.errors
     pruned = next(r for r in outcome.results if r.pruning_ratio == 0.5)
     assert pruned.score_seconds > 5 * pruned.pretrain_seconds and pruned.surrogate_digest == ""
+    score = next(s for s in plan.steps.values() if label_of(s) == "counterfactual")
+    artifact = store.find(score)
+    assert artifact is not None and float(artifact.manifest.metrics["r2_loo"] or 0) <= 1
+    (row,) = triage(plan, store)
+    assert row.yardstick == 1  # against itself
+    assert row.explained == artifact.manifest.metrics["r2_loo"]
+    assert f"explains {row.explained:.2f} of" in triage_table([row])
+
+
+def label_of(step: PlannedStep) -> str:
+    return step.spec.method.method if isinstance(step.spec, ScoreStep) else ""
 
 
 PACKAGE = '''\
@@ -189,8 +202,8 @@ def test_a_lab_adds_a_scorer_without_a_fork(pictures: Pictures, tmp_path: Path) 
     assert not errors
     small, large = (kept(plan, store, c) for c in plan.cells if c.pruning_ratio == 0.5)
     assert len(small) == 72 and small | large == set(range(144))
-    score = next(s.spec for s in plan.steps.values() if s.stage == "score")
-    assert score.fingerprint == "lab-scores 1.2"  # type: ignore[union-attr]
+    specs = [s.spec for s in plan.steps.values() if isinstance(s.spec, ScoreStep)]
+    assert {spec.fingerprint for spec in specs} == {"lab-scores 1.2"}
 
 
 @pytest.mark.usefixtures("lab_package")
@@ -278,10 +291,10 @@ def test_triage_compares_what_is_kept(pictures: Pictures, tmp_path: Path) -> Non
     assert not errors and path.read_text() == table
     rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| ")]
     head, mapped, random = ([cell.strip() for cell in row] for row in rows)
-    assert head == ["method", "split-half", "Jaccard 0.5", "radius 0.5"]
-    assert random[1] == "-" and -1 <= float(mapped[1]) <= 1
-    assert 0 <= float(mapped[2]) <= 1
-    assert 1 <= float(mapped[3]) <= float(random[3])
+    assert head == ["method", "split-half", "yardstick", "Jaccard 0.5", "radius 0.5"]
+    assert random[1:3] == ["-", "-"] and -1 <= float(mapped[1]) <= 1
+    assert 0 <= float(mapped[3]) <= 1
+    assert 1 <= float(mapped[4]) <= float(random[4])
     assert not (tmp_path / "pretrain").exists()
 
 

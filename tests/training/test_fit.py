@@ -24,6 +24,7 @@ from dp4tl_ray.training.fit import (
     num_steps,
 )
 from dp4tl_ray.training.networks import Classifier, build_classifier
+from dp4tl_ray.training.recorder import DynamicsRecorder
 from dp4tl_ray.training.worker import Progress, Worker
 from tests.conftest import draw_class
 
@@ -205,18 +206,24 @@ def record_gradients(model: Classifier, worker: Worker) -> list[torch.Tensor]:
     return gradients
 
 
+def recorder(worker: Worker) -> DynamicsRecorder:
+    return DynamicsRecorder(60, 3, worker, divergences=True)
+
+
 def one_of_two(rank: int, port: int, out: str) -> None:
     torch.set_num_threads(1)
     address = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     model = network()
     gradients = record_gradients(model, Worker(rank, 2))
-    resumed = network()
+    resumed, again = network(), recorder(Worker(rank, 2))
     checkpoint = Checkpoint(Path(out).with_suffix(".checkpoint"))
+    killed, halted = Worker(rank, 2, report=die), recorder(Worker(rank, 2))
     with contextlib.suppress(KilledError):
-        fit(network(), examples(), recipe(**TWENTY), 0, Worker(rank, 2, report=die), checkpoint)
+        fit(network(), examples(), recipe(**TWENTY), 0, killed, checkpoint, halted)
     dist.barrier()
-    fit(resumed, examples(), recipe(**TWENTY), 0, Worker(rank, 2), checkpoint)
+    fit(resumed, examples(), recipe(**TWENTY), 0, Worker(rank, 2), checkpoint, again)
+    np.savez(Path(out).with_suffix(f".{rank}.npz"), **vars(again.dynamics()))
     if rank == 0:
         kept = {"gradients": gradients, "weights": weights(model), "resumed": weights(resumed)}
         torch.save(kept, out)
@@ -239,3 +246,12 @@ def test_two_workers_take_the_same_steps_as_one(tmp_path: Path) -> None:
     for name, tensor in weights(model).items():
         if "running" in name:
             torch.testing.assert_close(tensor, two["weights"][name], rtol=1e-5, atol=1e-6)
+    # and what two that resume have recorded is what one records that never stops
+    alone = recorder(Worker())
+    fit(network(), examples(), recipe(**TWENTY), 0, Worker(), recorder=alone)
+    one_history = vars(alone.dynamics())
+    assert one_history["margin_EN"].shape == (2, 60)
+    for rank in (0, 1):
+        two_history = np.load(out.with_suffix(f".{rank}.npz"))
+        for name, expected in one_history.items():
+            np.testing.assert_allclose(two_history[name], expected, atol=5e-3)

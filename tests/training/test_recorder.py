@@ -1,7 +1,3 @@
-import contextlib
-import multiprocessing
-import socket
-from datetime import timedelta
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -10,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-import torch.distributed as dist
 from scipy.special import log_softmax
 
 from dp4tl_ray.algorithms.memory import row_chunks
@@ -141,43 +136,3 @@ def test_a_last_epoch_that_is_cut_short_is_dropped() -> None:
     recorder = fresh(Worker())
     fit(network(), examples(), recipe(budget={"examples_seen": 160}), 0, Worker(), None, recorder)
     assert len(recorder.dynamics().margin_EN) == 2
-
-
-def one_of_two(rank: int, port: int, out: Path) -> None:
-    torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    limit = timedelta(seconds=120)
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2, timeout=limit)
-    worker = Worker(rank, 2)
-    halted, resumed = fresh(worker), fresh(worker)
-    checkpoint = Checkpoint(out / "state.safetensors")
-    with contextlib.suppress(KilledError):
-        fit(network(), examples(), SHORT, 0, Worker(rank, 2, report=die), checkpoint, halted)
-    dist.barrier()
-    fit(network(), examples(), SHORT, 0, worker, checkpoint, resumed)
-    np.savez(out / f"rank{rank}.npz", **vars(resumed.dynamics()))
-    dist.destroy_process_group()
-
-
-def test_two_workers_that_resume_record_what_one_does(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    other = multiprocessing.get_context("spawn").Process(
-        target=one_of_two, args=(1, port, tmp_path)
-    )
-    other.start()
-    one_of_two(0, port, tmp_path)
-    other.join()
-    assert other.exitcode == 0
-    recorder = fresh(Worker())
-    fit(network(), examples(), SHORT, 0, Worker(), recorder=recorder)
-    one = recorder.dynamics()
-    two, again = (Dynamics(**np.load(tmp_path / f"rank{rank}.npz")) for rank in (0, 1))
-    assert same(two, again)
-    assert len(two.margin_EN) == 3
-    assert (one.correct_EN == two.correct_EN).all()
-    np.testing.assert_allclose(one.margin_EN, two.margin_EN, atol=1e-3)
-    np.testing.assert_allclose(one.true_probability_EN, two.true_probability_EN, atol=1e-3)
-    assert one.divergence_EN is not None and two.divergence_EN is not None
-    np.testing.assert_allclose(one.divergence_EN, two.divergence_EN, atol=5e-3)
