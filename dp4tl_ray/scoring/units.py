@@ -15,7 +15,7 @@ from dp4tl_ray.algorithms.influence import influence_scores
 from dp4tl_ray.algorithms.kmeans import assign
 from dp4tl_ray.algorithms.label_aware import label_aware_scores
 from dp4tl_ray.algorithms.label_mapping import label_mapping_scores
-from dp4tl_ray.algorithms.memory import row_chunks
+from dp4tl_ray.algorithms.memory import require_memory, row_chunks
 from dp4tl_ray.algorithms.transport import importance, transport_mapping
 from dp4tl_ray.scoring.examples import clusters, source, target
 from dp4tl_ray.scoring.inputs import Floats, Ints, ScorerInputs
@@ -118,8 +118,15 @@ def _label_mapping(method: LabelMapping, inputs: ScorerInputs) -> UnitScores:
 def _feature_mapping(method: FeatureMapping, inputs: ScorerInputs) -> UnitScores:
     """Move the target onto the clusters that are nearest in the surrogate's features."""
     found, features = clusters(inputs), target(inputs).features
+    num_targets, num_clusters = len(features), len(found.centres)
+    require_memory(
+        16.0 * num_targets * num_clusters,
+        inputs.limit_bytes,
+        f"distances of {num_targets} target images from {num_clusters} clusters, 16 T K",
+        "use fewer clusters, or shots of the target",
+    )
     nearest, squared_distance = assign(features, found.centres, device=inputs.device)
-    votes = np.bincount(nearest, minlength=len(found.centres))
+    votes = np.bincount(nearest, minlength=num_clusters)
     unit = max(float(squared_distance.mean()), 1e-12)
     cost = _squared_distances(features, found.centres) / unit
     mass = transport_mapping(cost, temperature=1.0)

@@ -212,7 +212,7 @@ class ScoresFile(ExampleMethod):
 
     method: Literal["scores_file"] = "scores_file"
     path: Annotated[str, Field(min_length=1)]
-    """File; its content is part of the identity."""
+    """File that every machine can read; its content is part of the identity."""
 
 
 OptionInt = Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
+from dp4tl_ray.algorithms.memory import MemoryLimitError
 from dp4tl_ray.scoring.examples import score_examples
 from dp4tl_ray.scoring.inputs import Embedding, ScorerInputs
 from dp4tl_ray.scoring.units import UnitScores, score_units
@@ -178,3 +179,19 @@ def test_a_source_class_may_have_no_example(name: str) -> None:
     source = replace(given.source, labels=labels)
     found = scores(METHODS[name], replace(given, labels=labels, source=source))
     assert not np.isnan(found.score).any()
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "feature_mapping",
+        {"method": "label_mapping", "temperature": 1, "capacity": 2},
+        *("herding", "k_center", "facility_location", "semdedup", "domain_classifier"),
+        *("gradient_matching", "class_facility_location", "counterfactual"),
+    ],
+)
+def test_what_would_not_fit_is_refused_with_the_arithmetic_and_a_way_out(method: Any) -> None:
+    if method == "counterfactual":
+        method = {"method": method, "recipe": {}}
+    with pytest.raises(MemoryLimitError, match=r"GiB are needed and 0\.00 GiB allowed; \w+"):
+        scores(ADAPTER.validate_python(method), replace(inputs(), limit_bytes=100))
