@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ def draw_matrix(panels: Sequence[Panel]) -> Figure:
     groups = [[p for p in panels if replace(p.setting, target="") == s] for s in settings]
     num_columns = max(sum(len(_ratios(p)) for p in group) for group in groups)
     with rc_context(STYLE):
-        size = (3.2 + 0.42 * num_columns * len(groups), 1.4 + 0.22 * len(methods))
+        longest = max(map(len, methods))
+        size = (0.6 + 0.065 * longest + 0.45 * num_columns * len(groups), 1.8 + 0.2 * len(methods))
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         for axes, setting, group in zip(
@@ -36,7 +38,8 @@ def draw_matrix(panels: Sequence[Panel]) -> Figure:
             strict=True,
         ):
             _draw(axes, group, methods)
-            axes.set_title(labels[setting], fontweight="bold", loc="left", pad=22)
+            axes.set_title(labels[setting], fontweight="bold", loc="left", pad=40)
+        figure.supxlabel("pruning ratio; numbers: points lost against the full source", fontsize=9)
     return figure
 
 
@@ -49,16 +52,18 @@ def _draw(axes: Any, panels: Sequence[Panel], methods: Sequence[str]) -> None:
         if np.isfinite(loss):
             color = "white" if loss > 0.7 * WORST else "black"
             axes.text(
-                column, row, f"{100 * loss:.0f}", ha="center", va="center", color=color, fontsize=7
+                column, row, round(100 * loss), ha="center", va="center", color=color, fontsize=7
             )
     axes.set_yticks(range(len(methods)), methods, fontsize=7.5)
     axes.set_xticks(range(len(columns)), [f"{r:g}".lstrip("0") for _, r in columns], fontsize=7.5)
-    axes.set_xlabel("pruning ratio; numbers: points lost against the full source")
     axes.grid(visible=False)
     start = 0
     for panel in panels:
         width = len(_ratios(panel))
-        axes.text(start - 0.4, -0.7, panel.setting.target, fontsize=7.5, va="bottom")
+        # a column is about six letters wide
+        name = "\n".join(wrap(panel.setting.target.replace("_", "_ "), 6 * width))
+        name = name.replace("_ ", "_")
+        axes.text(start - 0.4, -0.7, name, fontsize=7, va="bottom", linespacing=0.95)
         if start:
             axes.axvline(start - 0.5, color="white", linewidth=3)
         start += width

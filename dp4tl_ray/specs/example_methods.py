@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dp4tl_ray.specs.base import MAX_INT, BareName, Count, Positive, Spec
+from dp4tl_ray.specs.base import MAX_FLOAT, BareName, Count, Positive, Spec
 from dp4tl_ray.specs.selector import ExampleSelector, Gumbel, Top
 
 Combine = Literal["mean", "max", "round_robin", "soft_min"]
@@ -215,8 +215,9 @@ class ScoresFile(ExampleMethod):
     """File that every machine can read; its content is part of the identity."""
 
 
-OptionInt = Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)]
-OptionFloat = Annotated[float, Field(ge=-MAX_INT, le=MAX_INT)]
+# the bounds of both are exact as floats, or a whole number just above could pass as one
+OptionInt = Annotated[int, Field(ge=-MAX_FLOAT, le=MAX_FLOAT)]
+OptionFloat = Annotated[float, Field(ge=-MAX_FLOAT, le=MAX_FLOAT)]
 
 
 class ExamplePlugin(TargetAwareExampleMethod):

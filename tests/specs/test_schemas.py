@@ -236,7 +236,7 @@ def test_editor_and_program_agree_at_the_edges(field: str, value: Any, accepted:
 
 def test_campaign_holds_many_good_and_bad_studies_of_every_kind(campaign: list[Verdict]) -> None:
     accepted = [verdict for verdict in campaign if not verdict.errors]
-    assert len(accepted) > 1_000
+    assert len(accepted) > 300
     assert len(campaign) - len(accepted) > 1_000
     kinds = Counter(kind for verdict in campaign for kind in verdict.kinds)
     assert set(kinds) == set(MUTATIONS)
