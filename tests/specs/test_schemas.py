@@ -177,7 +177,7 @@ class Verdict:
 def campaign() -> list[Verdict]:
     return [
         Verdict(kinds, study, tuple(v.is_valid(study) for v in STUDY), program_errors(study))
-        for kinds, study in mutated(seed=0, count=3_500)
+        for kinds, study in mutated(seed=0, count=3_000)
     ]
 
 
@@ -236,11 +236,11 @@ def test_editor_and_program_agree_at_the_edges(field: str, value: Any, accepted:
 
 def test_campaign_holds_many_good_and_bad_studies_of_every_kind(campaign: list[Verdict]) -> None:
     accepted = [verdict for verdict in campaign if not verdict.errors]
-    assert len(accepted) > 300
+    assert len(accepted) > 200
     assert len(campaign) - len(accepted) > 1_000
     kinds = Counter(kind for verdict in campaign for kind in verdict.kinds)
     assert set(kinds) == set(MUTATIONS)
-    assert min(kinds.values()) > 60
+    assert min(kinds.values()) > 40
     types = {error["type"] for verdict in campaign for error in verdict.errors}
     assert types >= {*PROGRAM_ONLY, "unknown_field", "unknown_name", "missing_tag", "budget"}
 
