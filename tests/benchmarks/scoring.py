@@ -15,6 +15,7 @@ from dp4tl_ray.scoring.examples import score_examples
 from dp4tl_ray.scoring.inputs import Clusters, Embedding, ScorerInputs
 from dp4tl_ray.scoring.select import select
 from dp4tl_ray.scoring.units import score_units
+from dp4tl_ray.specs.base import label
 from dp4tl_ray.specs.example_methods import (
     AUM,
     EL2N,
@@ -64,7 +65,7 @@ def cheap_scores() -> Iterator[Figure]:
                 score, _ = score_examples(method, inputs)
                 seconds = time.perf_counter() - started
             total, peak = total + seconds, max(peak, memory.bytes)
-            yield figure(f"score_{method.method}", seconds, 120, "s of 120 for all")
+            yield figure(f"score_{label(method)}", seconds, 120, "s of 120 for all")
         started = time.perf_counter()
         for unit_method in (LabelMapping(), LabelMapping(temperature=1), LabelAwareMapping()):
             score_units(unit_method, inputs)
