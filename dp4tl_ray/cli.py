@@ -118,6 +118,7 @@ def _with_study(args: argparse.Namespace) -> int:
     """Read and check everything that was written, then do what the verb says."""
     from dp4tl_ray.data.image_folder import DatasetError
     from dp4tl_ray.runners.admission import InfeasibleError
+    from dp4tl_ray.scoring.elsewhere import ScorerError
     from dp4tl_ray.specs.load import StudyError, load_study
     from dp4tl_ray.store import Store, StoreError
 
@@ -135,7 +136,7 @@ def _with_study(args: argparse.Namespace) -> int:
                 return _triage(study, store, args.local)
             case _:
                 return _run(study, store, args.local, args.until)
-    except (StudyError, StoreError, DatasetError, InfeasibleError) as error:
+    except (StudyError, StoreError, DatasetError, ScorerError, InfeasibleError) as error:
         print(error, file=sys.stderr)
         return 2
     except BrokenPipeError:

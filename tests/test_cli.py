@@ -123,6 +123,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"pruning_ratios": [-0.1]}, "-0.1"),
     ({"methods": ["label_maping"]}, "did you mean 'label_mapping'"),
     ({"targets": ["handwriten_digits"]}, "did you mean 'handwritten_digits'"),
+    ({"methods": [{"method": "plugin", "scorer": "nobodys"}]}, "'nobodys' is not installed"),
+    ({"methods": [{"method": "scores_file", "path": "/no.npz"}]}, "/no.npz: No such file"),
     ({"seeds": [0, 0]}, "repeats an earlier entry"),
     ({"seeds": []}, "at least one"),
     ({"seeds": "0"}, "list"),
