@@ -64,8 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     verbs.add_parser(
         "report", parents=[study], help="write table and picture from the store",
-        description="Write results.jsonl, results.csv, results.md and accuracy_over_ratio.png from "
-        "what is done, without running anything.",
+        description="Write results.jsonl, results.csv, results.md and a picture (accuracy over "
+        "ratio; a matrix of losses from ten methods on) from what is done; runs nothing.",
     )  # fmt: skip
     choices = verbs.add_parser(
         "triage", parents=[study], help="compare what the methods keep, before any pretraining",

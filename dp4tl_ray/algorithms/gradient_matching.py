@@ -127,7 +127,7 @@ def gradient_matching_scores(
         ValueError: Shapes differ, or a label is no source class.
         MemoryLimitError: A block does not fit.
 
-    Killamsetty et al. 2021, arXiv:2103.00123. Memory: 8 n^2 + 8 n (C + D) bytes for the largest
+    Killamsetty et al. 2021. Memory: 8 n^2 + 8 n (C + D) bytes for the largest
     block.
     """
     _require_model(logits_NC, features_ND, labels_N)

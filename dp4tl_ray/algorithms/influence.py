@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dp4tl_ray.algorithms.memory import require_memory, row_chunks
+from dp4tl_ray.algorithms.memory import require_memory
 
 Floats = npt.NDArray[np.float64]
 
@@ -41,7 +41,7 @@ def influence_scores(
 
     Minimises |outcome - intercept - kept @ score|^2 + l2 |score|^2. The strength is the one with
     the least squared error on subsets left out one at a time, in closed form; ties go to the
-    stronger. Unlike `mean_difference_scores` it accounts for the other units that a subset kept.
+    stronger. Unlike a difference of means it accounts for the other units that a subset kept.
     After the counterfactual influences of Jain et al. 2022, arXiv:2207.05739.
 
     Args:
@@ -84,35 +84,6 @@ def influence_scores(
     score_U[kept_SU.all(axis=0) | ~kept_SU.any(axis=0)] = 0
     total = float(y_S @ y_S)
     return Influence(score_U, best_l2, 1 - best_error / total if total > 0 else float("nan"))
-
-
-def mean_difference_scores(kept_SU: npt.NDArray[np.bool_], outcome_S: Floats) -> Floats:
-    """Return the mean outcome with a unit minus the mean outcome without it, (U,).
-
-    0 for a unit that was kept always or never. The estimator of Jain et al. 2022,
-    arXiv:2207.05739.
-
-    Args:
-        kept_SU: Which units each subset kept.
-        outcome_S: Outcome of each subset, such as accuracy on the target; higher is better.
-
-    Raises:
-        ValueError: There are fewer than 10 subsets, shapes differ, or an outcome is not finite.
-
-    Higher is kept. Memory: O(chunk) + O(U).
-    """
-    _check(kept_SU, outcome_S)
-    num_subsets, num_units = kept_SU.shape
-    # centred, so that a large common outcome does not cancel
-    y_S = outcome_S.astype(np.float64) - outcome_S.mean()
-    sum_U, count_U = np.zeros(num_units), kept_SU.sum(axis=0)
-    for part in row_chunks(num_subsets, 8 * num_units):
-        sum_U += y_S[part] @ kept_SU[part].astype(np.float64)
-    # the centred outcomes sum to 0, so those without a unit sum to minus those with it
-    varied_U = (count_U > 0) & (count_U < num_subsets)
-    with_U = np.where(varied_U, count_U, 1)
-    without_U = np.where(varied_U, num_subsets - count_U, 1)
-    return np.where(varied_U, sum_U / with_U + sum_U / without_U, 0.0)
 
 
 def _check(kept_SU: npt.NDArray[np.bool_], outcome_S: Floats) -> None:

@@ -98,7 +98,9 @@ def score_units(method: AnyUnitMethod, inputs: ScorerInputs) -> UnitScores:
             influence = influence_scores(
                 present, outcome, l2_values=RIDGE, limit_bytes=inputs.limit_bytes
             )
-            facts = {"r2_loo": influence.r2_loo, "l2": influence.l2}
+            # equal outcomes leave nothing to explain
+            explained = float(np.nan_to_num(influence.r2_loo))
+            facts = {"r2_loo": explained, "l2": influence.l2}
             return UnitScores(influence.score_U, zeros, labels, facts=facts)
         case _:
             assert_never(method)

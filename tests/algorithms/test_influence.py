@@ -7,7 +7,7 @@ from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.metrics import r2_score
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
 
-from dp4tl_ray.algorithms.influence import influence_scores, mean_difference_scores
+from dp4tl_ray.algorithms.influence import influence_scores
 from dp4tl_ray.algorithms.memory import MemoryLimitError
 
 L2_VALUES = (0.01, 0.1, 1.0, 10.0, 100.0)
@@ -44,8 +44,6 @@ def test_true_effects_are_recovered_and_good_units_score_high() -> None:
     ours = influence_scores(kept, outcome, l2_values=[1e-4])
     np.testing.assert_allclose(ours.score_U, effect, atol=0.02)
     assert ours.r2_loo > 0.99
-    rough = mean_difference_scores(kept, outcome)
-    assert np.corrcoef(rough, effect)[0, 1] > 0.8
 
 
 def test_noise_is_not_predicted() -> None:
@@ -54,25 +52,11 @@ def test_noise_is_not_predicted() -> None:
     assert influence_scores(kept, noise, l2_values=L2_VALUES).r2_loo < 0.1
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_mean_differences_match_their_definition(seed: int) -> None:
-    kept, outcome, _ = runs(seed)
-    expected = []
-    for k in range(12):
-        having = [float(y) for row, y in zip(kept, outcome, strict=True) if row[k]]
-        lacking = [float(y) for row, y in zip(kept, outcome, strict=True) if not row[k]]
-        expected.append(sum(having) / len(having) - sum(lacking) / len(lacking))
-    np.testing.assert_allclose(mean_difference_scores(kept, outcome), expected, rtol=1e-9)
-
-
 def test_units_that_never_vary_score_zero() -> None:
     kept, outcome, _ = runs(8)
     kept[:, 3], kept[:, 5] = True, False
-    for score in (
-        influence_scores(kept, outcome, l2_values=L2_VALUES).score_U,
-        mean_difference_scores(kept, outcome),
-    ):
-        assert np.flatnonzero(score == 0).tolist() == [3, 5]
+    score = influence_scores(kept, outcome, l2_values=L2_VALUES).score_U
+    assert np.flatnonzero(score == 0).tolist() == [3, 5]
 
 
 def test_permutations_and_a_shift_of_outcomes_pass_through() -> None:
@@ -83,11 +67,6 @@ def test_permutations_and_a_shift_of_outcomes_pass_through() -> None:
     other = influence_scores(kept[rows][:, units], outcome[rows] + 5, l2_values=L2_VALUES)
     np.testing.assert_allclose(other.score_U, ours.score_U[units], atol=1e-9)
     assert other.l2 == ours.l2
-    np.testing.assert_allclose(
-        mean_difference_scores(kept[rows][:, units], outcome[rows] + 5),
-        mean_difference_scores(kept, outcome)[units],
-        atol=1e-9,
-    )
 
 
 def test_equal_outcomes_leave_nothing_to_explain() -> None:
@@ -110,8 +89,6 @@ def test_bad_runs_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             influence_scores(bad_kept, bad_outcome, l2_values=L2_VALUES)
-        with pytest.raises(ValueError, match=message):
-            mean_difference_scores(bad_kept, bad_outcome)
     for l2_values in ([], [0.0], [-1.0, 1.0]):
         with pytest.raises(ValueError, match="l2_values"):
             influence_scores(kept, outcome, l2_values=l2_values)

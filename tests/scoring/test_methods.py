@@ -195,3 +195,13 @@ def test_what_would_not_fit_is_refused_with_the_arithmetic_and_a_way_out(method:
         method = {"method": method, "recipe": {}}
     with pytest.raises(MemoryLimitError, match=r"GiB are needed and 0\.00 GiB allowed; \w+"):
         scores(ADAPTER.validate_python(method), replace(inputs(), limit_bytes=100))
+
+
+def test_a_yardstick_of_equal_outcomes_explains_nothing() -> None:
+    given = inputs()
+    assert given.subsets is not None
+    equal = {n: (rows, 0.5) for n, (rows, _) in given.subsets.items()}
+    method = ADAPTER.validate_python({"method": "counterfactual", "recipe": {}})
+    found = scores(method, replace(given, subsets=equal))
+    # a manifest holds no NaN
+    assert found.facts["r2_loo"] == 0 and not found.score.any()
