@@ -29,24 +29,30 @@ def collect(plan: Plan, store: Store, errors: Mapping[str, str]) -> list[Result]
         store: Where the artifacts are.
         errors: Digest -> reason of the steps that failed.
     """
-    results = []
-    for cell in plan.cells:
-        found = {role: store.find(plan.steps[key]) for role, key in cell.steps.items()}
-        artifacts = {role: artifact for role, artifact in found.items() if artifact is not None}
-        error = errors.get(cell.steps["finetune"], "")
-        if "finetune" in artifacts or error:
-            results.append(_result(plan, store, cell, artifacts, error))
-    return results
+    done = store.finished(plan.steps.values())  # one look for all of them
+    ended = [cell for cell in plan.cells if cell.steps["finetune"] in done | errors.keys()]
+    lines = (result_of(plan, store, cell, errors.get(cell.steps["finetune"], "")) for cell in ended)
+    return [line for line in lines if line is not None]
+
+
+def result_of(plan: Plan, store: Store, cell: Cell, error: str) -> Result | None:
+    """Return the line of one cell, if its transfer is done or has failed."""
+    found = {role: store.find(plan.steps[key]) for role, key in cell.steps.items()}
+    artifacts = {role: artifact for role, artifact in found.items() if artifact is not None}
+    if "finetune" in artifacts or error:
+        return _result(plan, store, cell, artifacts, error)
+    return None
 
 
 def failures(plan: Plan, store: Store) -> dict[str, str]:
     """Return digest -> reason of the steps that failed when last tried, or need one that did."""
     errors: dict[str, str] = {}
+    done = store.finished(plan.steps.values())
+    noted = store.failures(step for key, step in plan.steps.items() if key not in done)
     for key, step in plan.steps.items():
-        if store.find(step) is None:
-            own = store.failure(step)
+        if key not in done:
             inherited = (errors[used] for used in step.inputs.values() if used in errors)
-            if error := own or next(inherited, ""):
+            if error := noted.get(key) or next(inherited, ""):
                 errors[key] = error
     return errors
 
@@ -80,7 +86,9 @@ def _result(
         examples_seen=int(_metric(pretrain, "examples_seen")),
         transfer=label(cell.transfer),
         transfer_hyperparameters=Hyperparameters(
-            l2=_optional(transfer, "l2"), lr=_optional(transfer, "lr")
+            l2=_optional(transfer, "l2"),
+            lr=_optional(transfer, "lr"),
+            weight_decay=_optional(transfer, "weight_decay"),
         ),
         seed=cell.seed,
         surrogate_seed=plan.study.surrogate.seed if surrogate else None,
@@ -175,8 +183,10 @@ class Predictions:
 
     def __init__(self, plan: Plan, store: Store) -> None:
         self.by_digest: dict[str, Artifact] = {}
-        for cell in plan.cells:
-            if (artifact := store.find(plan.steps[cell.steps["finetune"]])) is not None:
+        transfers = [plan.steps[cell.steps["finetune"]] for cell in plan.cells]
+        done = store.finished(transfers)
+        for step in transfers:
+            if step.digest in done and (artifact := store.find(step)) is not None:
                 key = artifact.manifest.files[PREDICTIONS].sha256
                 self.by_digest[key] = artifact
 

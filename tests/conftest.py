@@ -1,6 +1,7 @@
 """A tiny world on disk, in torchvision's ImageFolder layout: stripes and blobs, easy to learn."""
 
 import signal
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,42 @@ def study_data(pictures: dict[str, str], **changes: Any) -> dict[str, Any]:
 def tiny_study(pictures: dict[str, str], **changes: Any) -> Study:
     """Return a small study."""
     return Study.model_validate(study_data(pictures, **changes))
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Endpoint of an S3 server in this process, which has the bucket `stores`."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    client = boto3.client(
+        "s3", endpoint_url=endpoint, region_name="us-east-1",
+        aws_access_key_id="test", aws_secret_access_key="test",
+    )  # fmt: skip
+    client.create_bucket(Bucket="stores")
+    client.close()
+    yield endpoint
+    server.stop()
+
+
+@pytest.fixture
+def bucket_uri(
+    s3_server: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """URI of an empty store on the S3 server, which this process and its children can reach."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "DP4TL_CACHE": str(tmp_path_factory.mktemp("cache")),
+    }.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://stores/{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -68,7 +68,7 @@ def load_network(artifact: Artifact, image_size: int, group_size: int = 1) -> Cl
     """
     spec = artifact.manifest.spec
     assert isinstance(spec, SurrogateStep | PretrainStep)
-    tensors = load_file(artifact.folder / "network.safetensors")
+    tensors = load_file(artifact.file("network.safetensors"))
     channels = tensors["pixel_mean"].shape[1]
     model = build_classifier(
         spec.surrogate.network if isinstance(spec, SurrogateStep) else spec.network,

@@ -30,7 +30,7 @@ from dp4tl_ray.stages.pretrain import run_pretrain
 from dp4tl_ray.stages.prune import run_prune
 from dp4tl_ray.stages.score import run_score
 from dp4tl_ray.stages.surrogate import run_surrogate
-from dp4tl_ray.store import Store, StoreError, Workbench
+from dp4tl_ray.store import Store, StoreError
 from dp4tl_ray.training.worker import Worker
 
 VERSIONS = ("torch", "torchvision", "numpy", "dp4tl_ray")
@@ -85,9 +85,10 @@ def compute(
             # not a StageError: on a shared file system the other workers may see it
             raise StoreError(f"input {role} ({store.folder(steps[key])}) is not there")
         inputs[role] = artifact
-    bench = Workbench(store.folder(step))
+    bench = store.workbench(step, lease)
     if worker.rank == 0:
         store.clear(step)
+    bench.fetch_checkpoint()
     started = time.perf_counter()
     metrics = run_stage(step.spec, Job(inputs, bench, worker))
     if worker.rank == 0:
@@ -102,6 +103,8 @@ def compute(
         }
         assert lease is not None
         store.finish(step, bench, lease, facts)
+    else:
+        bench.leave()
 
 
 def device_name(device: torch.device) -> str:

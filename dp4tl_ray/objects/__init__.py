@@ -1,0 +1,1 @@
+"""Stores in object storage: requests, leases, and the store itself."""
