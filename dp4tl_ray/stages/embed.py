@@ -1,6 +1,9 @@
 """Embed: pass the train images of a dataset through the surrogate, once for all scorers."""
 
+import contextlib
+
 import numpy as np
+import torch
 
 from dp4tl_ray.data.draws import draw_target
 from dp4tl_ray.specs.steps import EmbedStep
@@ -21,18 +24,24 @@ def run_embed(spec: EmbedStep, job: Job) -> Metrics:
         except ValueError as error:
             raise StageError(str(error)) from error
     classes, width = model.head.weight.shape
-    with (
-        job.bench.growing("logits", (len(rows), classes), np.float32) as logits,
-        job.bench.growing("features", (len(rows), width), np.float32) as features,
-    ):
+    not_finite = torch.zeros((), dtype=torch.int64, device=job.worker.device)
+    with contextlib.ExitStack() as stack:
+        if job.writes:
+            logits, features = (
+                stack.enter_context(job.bench.growing(name, (len(rows), columns), np.float32))
+                for name, columns in (("logits", classes), ("features", width))
+            )
         for part, z, h in infer_parts(model, images_of(data), rows, job.worker):
             logits[part], features[part] = z, h
             finite = np.isfinite(z).all(axis=1) & np.isfinite(h).all(axis=1)
-            if not finite.all():
-                row = rows[part][int(finite.argmin())]
-                raise StageError(
-                    f"the surrogate's output for example {data.json('ids')[row]!r} is not finite"
-                )
-    job.bench.array("rows", rows)
-    job.bench.array("labels", labels[rows])
+            if not finite.all() and not not_finite:
+                not_finite += 1 + part.start + int(finite.argmin())
+        # only rank 0 has looked, and only when the others are through may it raise
+        job.worker.sum_([not_finite])
+        if not_finite:
+            name = data.json("ids")[rows[int(not_finite) - 1]]
+            raise StageError(f"the surrogate's output for example {name!r} is not finite")
+    if job.writes:
+        job.bench.array("rows", rows)
+        job.bench.array("labels", labels[rows])
     return {"num_examples": len(rows)}

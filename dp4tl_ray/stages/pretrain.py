@@ -44,8 +44,8 @@ def run_pretrain(spec: PretrainStep, job: Job) -> Metrics:
     kept = load_kept(job.inputs.get("prune"), len(all_labels))
     labels, outputs = all_labels[kept], num_classes(source)
     if spec.pretraining is None:
-        model = _initialised(spec, source, outputs)
-        save_network(job, model)
+        if job.writes:
+            save_network(job, _initialised(spec, source, outputs))
         return {"optimizer_steps": 0, "examples_seen": 0}
     if len(kept) < spec.pretraining.batch_size:
         raise StageError(
@@ -57,7 +57,7 @@ def run_pretrain(spec: PretrainStep, job: Job) -> Metrics:
         outputs = len(names)
     model = _initialised(spec, source, outputs)
     examples = Examples(images_of(source), kept, labels)
-    checkpoint = Checkpoint(job.bench.checkpoint)
+    checkpoint = Checkpoint(job.bench.checkpoint, job.bench.publish)
     summary = fit(model, examples, spec.pretraining, spec.seed, job.worker, checkpoint)
     if job.writes:
         save_network(job, model)

@@ -23,7 +23,7 @@ def run_surrogate(spec: SurrogateStep, job: Job) -> Metrics:
         seed=spec.seed,
     )
     examples = Examples(images_of(source), np.arange(len(labels)), labels)
-    checkpoint = Checkpoint(job.bench.checkpoint)
+    checkpoint = Checkpoint(job.bench.checkpoint, job.bench.publish)
     recorder = None
     if spec.record != "nothing":
         recorder = DynamicsRecorder(

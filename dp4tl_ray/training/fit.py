@@ -1,26 +1,34 @@
 """The only training loop: surrogate, pretraining and finetuning all run through it."""
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from inspect import signature
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from dp4tl_ray.algorithms.schedules import lr_factor
 from dp4tl_ray.specs.training import Budget, Optimizer, Recipe
-from dp4tl_ray.training.augment import augment, draw_changes
-from dp4tl_ray.training.checkpoint import Checkpoint, load_optimizer, optimizer_tensors
+from dp4tl_ray.training.augment import Changes, augment, draw_changes
+from dp4tl_ray.training.batch_norm import GroupedBatchNorm2d, movements
+from dp4tl_ray.training.checkpoint import Checkpoint, make_optimizer_state, optimizer_tensors
 from dp4tl_ray.training.networks import Classifier
+from dp4tl_ray.training.parallel import Parallel
+from dp4tl_ray.training.prefetch import ahead
 from dp4tl_ray.training.recorder import DynamicsRecorder
+from dp4tl_ray.training.shares import microbatches, shares
 from dp4tl_ray.training.worker import Worker, seed_for
+
+T = TypeVar("T")
+
+WORTH_A_THREAD = 2**20
+"""Bytes of a worker's images per batch from which a thread gathers them ahead on a CPU."""
 
 
 class TrainingError(RuntimeError):
@@ -31,11 +39,8 @@ class DivergedError(TrainingError):
     """The loss is no longer a finite number."""
 
 
-# Buffers are averaged once per epoch instead: they are linear in the groups. torch renamed the
-# switch in 2.15.
-_SYNC = "forward_sync_buffers"
-_KNOWN = signature(DistributedDataParallel.__init__).parameters
-_LEAVE_BUFFERS: dict[str, Any] = {_SYNC if _SYNC in _KNOWN else "broadcast_buffers": False}
+class Halted(Exception):
+    """Whom the training reports to does not want it to go on; raised on every worker alike."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +107,11 @@ def batches(num_examples: int, batch_size: int, seed: int, start: int) -> Iterat
 
 def to_pixels(images_NHWC: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
     """Turn images into floats in [0, 1], (N, channels, height, width), channels last in memory."""
-    pixels = torch.from_numpy(images_NHWC).to(device)
-    return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+    return _floats(torch.from_numpy(images_NHWC).to(device))
+
+
+def _floats(images_NHWC: Tensor) -> Tensor:
+    return images_NHWC.permute(0, 3, 1, 2).to(torch.float32).div_(255)
 
 
 def fit(
@@ -117,14 +125,19 @@ def fit(
 ) -> FitSummary:
     """Train a network in place.
 
-    Every worker calls this with the same arguments and an equal share of each batch; gradients are
-    averaged, so that the number of workers changes nothing but the order of float additions. The
-    state is saved after every epoch; a second call continues from it, bit-equal on a CPU. A
-    recorder, fresh at every call, sees all logits; it changes nothing in the training.
+    Every worker calls this with the same arguments and takes its share of each batch, whole
+    batch-norm groups; gradients are averaged over the examples, so that the number of workers,
+    sharding and passes per step change nothing but the order of float additions. The state is
+    saved after every epoch; a second call continues from it, bit-equal on a CPU where the workers
+    are the same. A recorder, fresh at every call, sees all logits; it changes nothing in the
+    training. In the end every worker has the whole network.
 
     Raises:
         DivergedError: The loss is not finite; on every worker alike.
-        TrainingError: The budget is shorter than one batch.
+        Halted: The report's answer was not to go on; on every worker alike, after the state was
+            saved. After the last epoch the answer is ignored.
+        TrainingError: The budget is shorter than one batch, or a batch has fewer batch-norm groups
+            than there are workers.
     """
     total = num_steps(recipe.budget, len(examples), recipe.batch_size)
     if total == 0:
@@ -132,19 +145,46 @@ def fit(
     run = _Run(model, examples, recipe, seed, total, worker, recorder)
     if checkpoint is not None:
         run.resume(checkpoint)
-        run.check_together()
     steps_per_epoch = len(examples) / recipe.batch_size
-    stream = batches(len(examples), recipe.batch_size, seed, run.step)
-    while run.step < total:
-        run.train_step(next(stream))
-        epoch = math.floor(run.step / steps_per_epoch)
-        if run.step == total or epoch > math.floor((run.step - 1) / steps_per_epoch):
-            run.end_epoch(epoch)
-            if checkpoint is not None and run.step < total and worker.rank == 0:
-                run.save(checkpoint)
-    run.keep_average()
+    with run.batches() as stream:
+        for batch in stream:
+            run.train_step(batch)
+            epoch = math.floor(run.step / steps_per_epoch)
+            if run.step == total or epoch > math.floor((run.step - 1) / steps_per_epoch):
+                go_on = run.end_epoch(epoch)
+                if run.step < total:
+                    if checkpoint is not None:
+                        run.save(checkpoint)
+                    run.halt_together(not go_on)
+    run.finish()
     seen = total * recipe.batch_size
     return FitSummary(total, seen, run.train_loss, run.seconds, run.seconds_before)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A worker's rows of a batch, in memory."""
+
+    positions: npt.NDArray[np.int64]
+    images_NHWC: Tensor
+    labels: Tensor
+    changes: Changes
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Some rows of a batch that go forward and backward at once.
+
+    Each pass of a sharded network needs all workers; one whose share takes fewer of them fills up
+    with idle passes, of weight and movement 0, while it would wait for the others anyway.
+    """
+
+    rows: slice
+    """Within the batch."""
+    weight: float
+    """Of the pass's mean loss."""
+    movement: float
+    """How far it moves the running statistics."""
 
 
 class _Run:
@@ -162,58 +202,120 @@ class _Run:
     ) -> None:
         self.examples, self.recipe, self.seed, self.total = examples, recipe, seed, total
         self.worker, self.recorder = worker, recorder
-        self.model = model.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = build_optimizer(model, recipe.optimizer)
-        self.ema = self._float_state() if recipe.ema else {}
+        self.parallel = Parallel(model, worker)
+        self.model = self.parallel.model
+        self.passes = _passes(recipe, worker, together=self.parallel.sharded)
+        self.rows = slice(self.passes[0][0].rows.start, self.passes[-1][-1].rows.stop)
+        self.weight = (self.rows.stop - self.rows.start) * worker.world_size / recipe.batch_size
+        self.optimizer = build_optimizer(self.model, recipe.optimizer)
+        self.ema = self.parallel.float_state() if recipe.ema else {}
         self.ema = {name: tensor.clone() for name, tensor in self.ema.items()}
+        self.norms = {
+            name: module
+            for name, module in self.model.named_modules()
+            if isinstance(module, GroupedBatchNorm2d)
+        }
+        self.movement = torch.zeros((), device=worker.device)
+        several = sum(len(share) for share in self.passes) > 1
+        for norm in self.norms.values():
+            norm.movement = self.movement if several else None
         self.step, self.losses, self.losses_start = 0, torch.zeros((), device=worker.device), 0
         self.train_loss = math.nan
         self.started, self.seconds_before = time.perf_counter(), 0.0
-        self.parallel: torch.nn.Module = (
-            DistributedDataParallel(self.model, **_LEAVE_BUFFERS)
-            if worker.world_size > 1
-            else self.model
-        )
-        per_worker = recipe.batch_size // worker.world_size
-        self.part = slice(worker.rank * per_worker, (worker.rank + 1) * per_worker)
 
     @property
     def seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.started
 
-    def train_step(self, positions: list[int]) -> None:
-        """Take one optimizer step on this worker's share of a batch."""
-        recipe, device = self.recipe, self.worker.device
-        mine = np.array(positions[self.part])
-        changes = draw_changes(
-            recipe.augmentation,
-            recipe.batch_size,
-            np.random.default_rng(seed_for(self.seed, "augment", self.step)),
-        )
-        pixels = to_pixels(self.examples.images[self.examples.rows[mine]], device)
-        pixels = augment(pixels, recipe.augmentation, changes.rows(self.part))
-        labels = torch.from_numpy(self.examples.labels[mine]).to(device)
+    def batches(self) -> contextlib.AbstractContextManager[Iterator[_Batch]]:
+        """Give this worker's rows of the batches that are left."""
+        gathered = self._gather()
+        image_bytes = math.prod(self.examples.images.shape[1:])
+        batch_bytes = (self.rows.stop - self.rows.start) * image_bytes
+        if self.worker.device.type == "cuda" or batch_bytes >= WORTH_A_THREAD:
+            return ahead(gathered)
+        return contextlib.nullcontext(gathered)
+
+    def _gather(self) -> Iterator[_Batch]:
+        recipe = self.recipe
+        on_gpu = self.worker.device.type == "cuda"
+        stream = batches(len(self.examples), recipe.batch_size, self.seed, self.step)
+        for step, positions in zip(range(self.step, self.total), stream, strict=False):
+            mine = np.array(positions[self.rows])
+            rng = np.random.default_rng(seed_for(self.seed, "augment", step))
+            changes = draw_changes(recipe.augmentation, recipe.batch_size, rng)
+            images = torch.from_numpy(self.examples.images[self.examples.rows[mine]])
+            labels = torch.from_numpy(self.examples.labels[mine])
+            if on_gpu:
+                images, labels = images.pin_memory(), labels.pin_memory()
+            yield _Batch(mine, images, labels, changes.rows(self.rows))
+
+    def train_step(self, batch: _Batch) -> None:
+        """Take one optimizer step on this worker's rows of a batch."""
+        recipe = self.recipe
         factor = lr_factor(recipe.schedule.name, recipe.schedule.warmup, self.step / self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.optimizer.lr * factor
-        self.parallel.train()
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            logits = self.parallel(pixels)
-        if self.recorder is not None:
-            first = self.step * recipe.batch_size + self.part.start
-            self.recorder.record(first, mine, labels, logits)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        self._backward(batch)
         self.optimizer.step()
-        self.losses += loss.detach()
         self.step += 1
         self._update_average()
 
-    def end_epoch(self, epoch: int) -> None:
-        """Bring the workers' buffers together, check the loss, report."""
-        buffers = [b for b in self.model.buffers() if b.is_floating_point()]
-        self.worker.mean_([*buffers, *self.ema.values(), self.losses])
+    def _backward(self, batch: _Batch) -> None:
+        """Leave the gradient of the batch's mean loss in the parameters."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        sums: list[Tensor] = []
+        for share in self.passes:
+            for one in share:
+                with self.parallel.accumulating(last=one is share[-1]):
+                    self._pass(batch, one)
+            if self.worker.shards > 1:
+                # each share's own sum first, and divided before it is added, as DDP does
+                gradients = [p.grad for p in parameters]
+                for gradient in gradients:
+                    gradient.mul_(1 / self.worker.shards)
+                if sums:
+                    torch._foreach_add_(sums, gradients)
+                else:
+                    sums = gradients
+                self.optimizer.zero_grad(set_to_none=True)
+        for parameter, gradient in zip(parameters, sums, strict=False):
+            parameter.grad = gradient
+
+    def _pass(self, batch: _Batch, one: _Pass) -> None:
+        """Go forward and backward through some rows of the batch."""
+        recipe, device = self.recipe, self.worker.device
+        here = slice(one.rows.start - self.rows.start, one.rows.stop - self.rows.start)
+        images = batch.images_NHWC[here].to(device, non_blocking=True)
+        labels = batch.labels[here].to(device, non_blocking=True)
+        pixels = augment(_floats(images), recipe.augmentation, batch.changes.rows(here))
+        self.movement.fill_(one.movement)
+        self.model.train()
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            logits = self.parallel.forward(pixels)
+        if self.recorder is not None and one.weight:
+            first = self.step * recipe.batch_size + one.rows.start
+            self.recorder.record(first, batch.positions[here], labels, logits)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
+        loss = loss * one.weight
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.losses += loss.detach() / self.worker.shards
+
+    def end_epoch(self, epoch: int) -> bool:
+        """Bring the workers' buffers together, check the loss, report; return the answer."""
+        buffers = []
+        for name, norm in self.norms.items():
+            for key in ("running_mean", "running_var"):
+                buffers.append(getattr(norm, key))
+                if self.ema:
+                    buffers.append(self.ema[f"{name}.{key}"])
+            if self.recipe.batch_size > norm.group_size:
+                # a single pass over several groups does not count batches
+                assert norm.num_batches_tracked is not None
+                norm.num_batches_tracked.zero_()
+        self.worker.mean_(buffers, self.weight)
+        self.worker.mean_([self.losses])
         self.train_loss = float(self.losses) / (self.step - self.losses_start)
         self.losses.zero_()
         self.losses_start = self.step
@@ -221,59 +323,99 @@ class _Run:
             raise DivergedError(f"the loss is {self.train_loss} after step {self.step}")
         if self.recorder is not None:
             self.recorder.end_epoch(self.step * self.recipe.batch_size)
-        self.worker.report(
+        if self.worker.rank > 0:
+            return True
+        return self.worker.report(
             {"epoch": epoch, "step": self.step, "steps": self.total, "loss": self.train_loss}
         )
 
-    def _float_state(self) -> dict[str, Tensor]:
-        return {n: t for n, t in self.model.state_dict().items() if t.is_floating_point()}
+    def halt_together(self, halt: bool) -> None:
+        """Raise Halted on all workers if one of them is to halt."""
+        halts = torch.tensor(float(halt), device=self.worker.device)
+        self.worker.sum_([halts])
+        if halts:
+            raise Halted(f"halted after step {self.step} of {self.total}")
 
     def _update_average(self) -> None:
         if self.recipe.ema:
             horizon = max(1.0, self.recipe.ema * self.total)
-            for name, tensor in self._float_state().items():
+            for name, tensor in self.parallel.float_state().items():
                 self.ema[name].lerp_(tensor, min(1.0, 1 / min(horizon, self.step)))
 
-    def keep_average(self) -> None:
-        """Put the averaged weights, if any, in place of the last ones."""
-        if self.ema:
-            self.model.load_state_dict(self.ema, strict=False)  # integer buffers stay
+    def finish(self) -> None:
+        """Leave the averaged weights, if any, or the last ones in the network."""
+        self.parallel.finish(self.ema)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        tensors = {f"model.{n}": t for n, t in self.model.state_dict().items()}
-        tensors |= {f"ema.{n}": t for n, t in self.ema.items()}
-        tensors |= optimizer_tensors(self.optimizer)
+        """Save the state; all workers call this together."""
+        tensors = self._tensors()
         if self.recorder is not None:
             tensors |= {f"recorder.{n}": t for n, t in self.recorder.state().items()}
-        checkpoint.save(tensors, {"step": self.step, "seconds": self.seconds})
+        facts = {"step": self.step, "seconds": self.seconds}
+        checkpoint.save(self.worker, tensors, facts, sharded=self.parallel.sharded)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {f"model.{n}": t for n, t in self.model.state_dict().items()}
+        tensors |= {f"ema.{n}": t for n, t in self.ema.items()}
+        moved = optimizer_tensors(self.model, self.optimizer)
+        return tensors | {f"optimizer.{n}": t for n, t in moved.items()}
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue from the saved state, if there is one."""
-        if (state := checkpoint.load()) is None:
+        saved = checkpoint.newest()
+        self._check_together(saved.facts["step"] if saved else 0)
+        if saved is None:
             return
-        tensors, facts = state
-        self.model.load_state_dict(_part(tensors, "model."))
-        self.ema = {n: t.to(self.worker.device) for n, t in _part(tensors, "ema.").items()}
-        load_optimizer(self.optimizer, tensors)
+        sizes = {name: saved.size(name) for name in saved.names("optimizer.")}
+        make_optimizer_state(self.model, self.optimizer, _part(sizes, "optimizer."))
+        saved.fill(self._tensors(), sharded=self.parallel.sharded)
         if self.recorder is not None:
-            self.recorder.load(_part(tensors, "recorder."))
-        self.step = self.losses_start = facts["step"]
-        self.seconds_before = facts["seconds"]
+            recorded = {name: saved.read(name) for name in saved.names("recorder.")}
+            self.recorder.load(_part(recorded, "recorder."))
+        self.step = self.losses_start = saved.facts["step"]
+        self.seconds_before = saved.facts["seconds"]
 
-    def check_together(self) -> None:
+    def _check_together(self, step: int) -> None:
         """Make sure that all workers continue from the same step.
 
         On a shared file system one of them may have read an older state; they would then wait for
         each other for ever.
         """
-        mean = torch.tensor([float(self.step)], device=self.worker.device)
+        mean = torch.tensor([float(step)], device=self.worker.device)
         self.worker.mean_([mean])
-        if float(mean) != self.step:
-            raise RuntimeError(f"this worker resumes from step {self.step}, another one does not")
+        if float(mean) != step:
+            raise RuntimeError(f"this worker resumes from step {step}, another one does not")
 
 
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+def _passes(recipe: Recipe, worker: Worker, *, together: bool) -> list[list[_Pass]]:
+    """Return the passes of a worker through its rows of a batch, share by share.
+
+    Args:
+        recipe: Gives the batch and its groups.
+        worker: Gives the shares and the size of a pass.
+        together: Whether all workers must go through equally many passes.
+    """
+    size, group_size = recipe.batch_size, recipe.batch_norm.group_size
+    try:
+        cut = shares(size, group_size, worker.parts)
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
+    passes = [microbatches(share, group_size, worker.microbatch) for share in cut]
+    mine = passes if worker.shards > 1 else [passes[worker.rank]]
+    lengths = [rows.stop - rows.start for share in mine for rows in share]
+    moves = iter(movements(lengths))
+    # the mean over all shares is then the mean over the batch; exactly 1 where shares are equal
+    weights = (length * worker.parts / size for length in lengths)
+    counted = [[_Pass(rows, next(weights), next(moves)) for rows in share] for share in mine]
+    if together:
+        most = max(len(share) for share in passes)
+        idle = [_Pass(counted[0][0].rows, 0.0, 0.0)] * (most - len(counted[0]))
+        counted[0] = idle + counted[0]
+    return counted
+
+
+def _part(values: dict[str, T], prefix: str) -> dict[str, T]:
+    return {n.removeprefix(prefix): t for n, t in values.items() if n.startswith(prefix)}
 
 
 def build_optimizer(model: torch.nn.Module, spec: Optimizer) -> torch.optim.Optimizer:

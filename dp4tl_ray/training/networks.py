@@ -162,3 +162,19 @@ def new_head(model: Classifier, num_classes: int, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model.head = nn.Linear(model.head.in_features, num_classes)
+
+
+def blocks(model: Classifier) -> list[nn.Module]:
+    """Return the repeated blocks of a backbone: the outermost modules with parts of their own that
+    stand in a sequence, as residual and encoder blocks do."""
+    found: list[nn.Module] = []
+
+    def look(module: nn.Module) -> None:
+        for child in module.children():
+            if isinstance(module, nn.Sequential) and list(child.children()):
+                found.append(child)
+            else:
+                look(child)
+
+    look(model.backbone)
+    return found

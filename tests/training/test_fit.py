@@ -1,6 +1,5 @@
-import contextlib
 import math
-import socket
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -8,23 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from torch.multiprocessing.spawn import start_processes
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch._dynamo.backends.debugging import aot_eager
 
 from dp4tl_ray.specs.network import SmallResNet, TorchvisionResNet, VisionTransformer
 from dp4tl_ray.specs.training import Recipe
+from dp4tl_ray.training import fit as fit_module
 from dp4tl_ray.training.checkpoint import Checkpoint
 from dp4tl_ray.training.fit import (
     DivergedError,
     Examples,
+    Halted,
     TrainingError,
     batches,
     fit,
     num_steps,
 )
-from dp4tl_ray.training.networks import Classifier, build_classifier
-from dp4tl_ray.training.recorder import DynamicsRecorder
+from dp4tl_ray.training.networks import Classifier, blocks, build_classifier
 from dp4tl_ray.training.worker import Progress, Worker
 from tests.conftest import draw_class
 
@@ -110,10 +108,11 @@ class KilledError(Exception):
     pass
 
 
-def die(progress: Progress) -> None:
+def die(progress: Progress) -> bool:
     """End a training at its second report, when the state of the first epoch is saved."""
     if progress["epoch"] == 2:
         raise KilledError
+    return True
 
 
 @pytest.mark.parametrize(
@@ -122,7 +121,7 @@ def die(progress: Progress) -> None:
 def test_resuming_is_bit_equal_to_never_stopping(tmp_path: Path, changes: dict[str, Any]) -> None:
     straight, halted, resumed = network(), network(), network(seed=5)
     fit(straight, examples(), recipe(**changes), 0, Worker())
-    checkpoint = Checkpoint(tmp_path / "state.safetensors")
+    checkpoint = Checkpoint(tmp_path)
     with pytest.raises(KilledError):
         fit(halted, examples(), recipe(**changes), 0, Worker(report=die), checkpoint)
     summary = fit(resumed, examples(), recipe(**changes), 0, Worker(), checkpoint)
@@ -130,11 +129,33 @@ def test_resuming_is_bit_equal_to_never_stopping(tmp_path: Path, changes: dict[s
     assert equal(weights(straight), weights(resumed))
 
 
-def test_a_damaged_checkpoint_is_as_good_as_none(tmp_path: Path) -> None:
-    path = tmp_path / "state.safetensors"
-    path.write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00not a header")
+def test_a_training_that_is_told_to_halt_keeps_its_epoch(tmp_path: Path) -> None:
+    straight, halted, resumed = network(), network(), network(seed=5)
+    reports: list[Progress] = []
+
+    def twice(progress: Progress) -> bool:
+        reports.append(progress)
+        return len(reports) < 2
+
+    fit(straight, examples(), recipe(), 0, Worker())
+    with pytest.raises(Halted, match="after step 15 of 30"):
+        fit(halted, examples(), recipe(), 0, Worker(report=twice), Checkpoint(tmp_path))
+    # the answer after the last epoch comes too late
+    no = Worker(report=lambda progress: progress["epoch"] != 4)
+    fit(resumed, examples(), recipe(), 0, no, Checkpoint(tmp_path))
+    assert equal(weights(straight), weights(resumed))
+
+
+def test_a_damaged_checkpoint_is_as_good_as_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(KilledError):
+        fit(network(), examples(), recipe(), 0, Worker(report=die), Checkpoint(tmp_path))
+    [path] = tmp_path.glob("*/state.safetensors")
+    path.write_bytes(path.read_bytes()[:-100])
     model, straight = network(), network()
-    fit(model, examples(), recipe(), 0, Worker(), Checkpoint(path))
+    summary = fit(model, examples(), recipe(), 0, Worker(), Checkpoint(tmp_path))
+    assert summary.seconds_before == 0 and "is damaged" in caplog.text
     fit(straight, examples(), recipe(), 0, Worker())
     assert equal(weights(model), weights(straight))
 
@@ -149,6 +170,38 @@ def test_a_budget_below_one_batch_is_refused() -> None:
         fit(network(), examples(), recipe(budget={"examples_seen": 7}), 0, Worker())
 
 
+def test_a_batch_that_workers_cannot_share_is_refused() -> None:
+    with pytest.raises(TrainingError, match=r"2 group\(s\) of 4, fewer than the 3 workers"):
+        fit(network(), examples(), recipe(), 0, Worker(shards=3))
+
+
+def test_batches_made_ahead_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    inline, threaded = network(), network()
+    fit(inline, examples(), recipe(), 0, Worker())
+    monkeypatch.setattr(fit_module, "WORTH_A_THREAD", 0)
+    fit(threaded, examples(), recipe(), 0, Worker())
+    assert equal(weights(inline), weights(threaded))
+
+
+def test_a_compiled_network_trains_as_it_would_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return aot_eager(graph, inputs)  # inductor itself takes half a minute here
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    short = recipe(budget={"examples_seen": 16})
+    plain, compiled = network(), network()
+    a = fit(plain, examples(), short, 0, Worker(microbatch=4))
+    assert not graphs
+    b = fit(compiled, examples(), short, 0, Worker(microbatch=4, compile=True))
+    assert len(graphs) == 1, "compiled again for another pass of the same size"
+    assert a.train_loss == pytest.approx(b.train_loss, rel=1e-5)
+    for name, tensor in weights(plain).items():
+        torch.testing.assert_close(weights(compiled)[name], tensor, rtol=1e-5, atol=1e-6)
+
+
 def test_bf16_trains_close_to_fp32() -> None:
     losses = [
         fit(
@@ -161,14 +214,15 @@ def test_bf16_trains_close_to_fp32() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "size"),
+    ("spec", "size", "num_blocks"),
     [
-        (TorchvisionResNet(arch="resnet18", small_images=True), 16),
-        (TorchvisionResNet(arch="resnet50"), 32),
-        (VisionTransformer(patch_size=8), 16),
+        (SmallResNet(), 16, 3),
+        (TorchvisionResNet(arch="resnet18", small_images=True), 16, 8),
+        (TorchvisionResNet(arch="resnet50"), 32, 16),
+        (VisionTransformer(patch_size=8), 16, 12),
     ],
 )
-def test_torchvision_networks_give_features_and_gradients(spec: Any, size: int) -> None:
+def test_networks_give_features_and_gradients(spec: Any, size: int, num_blocks: int) -> None:
     model = build_classifier(
         spec,
         num_classes=5,
@@ -177,81 +231,8 @@ def test_torchvision_networks_give_features_and_gradients(spec: Any, size: int) 
         group_size=2,
         seed=0,
     )
+    assert len(blocks(model)) == num_blocks  # what fsdp2 shards one by one
     logits = model(torch.rand(4, 1, size, size))
     assert logits.shape == (4, 5)
     logits.sum().backward()
     assert all(p.grad is not None for p in model.parameters())
-
-
-# -- several workers -------------------------------------------------------------------------------
-
-
-TWENTY = {"budget": {"examples_seen": 160}}
-"""20 steps: two epochs and a part of a third."""
-
-
-def record_gradients(model: Classifier, worker: Worker) -> list[torch.Tensor]:
-    """Train in float64 and return the gradient of every step, flattened."""
-    gradients: list[torch.Tensor] = []
-
-    def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        parts = [p.grad.flatten() for g in optimizer.param_groups for p in g["params"]]
-        gradients.append(torch.cat(parts).clone())
-
-    handle = register_optimizer_step_pre_hook(note)
-    try:
-        fit(model, examples(), recipe(**TWENTY), 0, worker)
-    finally:
-        handle.remove()
-    return gradients
-
-
-def recorder(worker: Worker) -> DynamicsRecorder:
-    return DynamicsRecorder(60, 3, worker, divergences=True)
-
-
-def one_of_two(rank: int, port: int, out: str) -> None:
-    torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    model = network()
-    gradients = record_gradients(model, Worker(rank, 2))
-    resumed, again = network(), recorder(Worker(rank, 2))
-    checkpoint = Checkpoint(Path(out).with_suffix(".checkpoint"))
-    killed, halted = Worker(rank, 2, report=die), recorder(Worker(rank, 2))
-    with contextlib.suppress(KilledError):
-        fit(network(), examples(), recipe(**TWENTY), 0, killed, checkpoint, halted)
-    dist.barrier()
-    fit(resumed, examples(), recipe(**TWENTY), 0, Worker(rank, 2), checkpoint, again)
-    np.savez(Path(out).with_suffix(f".{rank}.npz"), **vars(again.dynamics()))
-    if rank == 0:
-        kept = {"gradients": gradients, "weights": weights(model), "resumed": weights(resumed)}
-        torch.save(kept, out)
-    dist.destroy_process_group()
-
-
-def test_two_workers_take_the_same_steps_as_one(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    out = tmp_path / "two.pt"
-    start_processes(one_of_two, (port, str(out)), nprocs=2, start_method="spawn")  # type: ignore[no-untyped-call]
-    two = torch.load(out)
-    model = network()
-    one = record_gradients(model, Worker())
-    assert len(one) == len(two["gradients"]) == 20
-    for a, b in zip(one, two["gradients"], strict=True):
-        assert float((a - b).norm() / a.norm()) < 1e-5
-    assert equal(two["resumed"], two["weights"])
-    for name, tensor in weights(model).items():
-        if "running" in name:
-            torch.testing.assert_close(tensor, two["weights"][name], rtol=1e-5, atol=1e-6)
-    # and what two that resume have recorded is what one records that never stops
-    alone = recorder(Worker())
-    fit(network(), examples(), recipe(**TWENTY), 0, Worker(), recorder=alone)
-    one_history = vars(alone.dynamics())
-    assert one_history["margin_EN"].shape == (2, 60)
-    for rank in (0, 1):
-        two_history = np.load(out.with_suffix(f".{rank}.npz"))
-        for name, expected in one_history.items():
-            np.testing.assert_allclose(two_history[name], expected, atol=5e-3)
