@@ -5,6 +5,7 @@ N test examples, B bootstrap draws. A loss is full minus pruned accuracy, as a f
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from statistics import NormalDist
 
 import numpy as np
@@ -26,9 +27,10 @@ def loss_upper_bound(
     pruned: Sequence[Correct],
     generator: np.random.Generator,
     *,
+    confidence: float = CONFIDENCE,
     num_draws: int = 10_000,
 ) -> float:
-    """Bound the mean loss of accuracy from above, with one-sided confidence of 95 %.
+    """Bound the mean loss of accuracy from above, with one-sided confidence, 95 % by default.
 
     Entry s of `full` and `pruned` says which test examples (N,) are classified correctly under
     seed s. Seeds and examples are resampled, and their deviations added. Simulated with a true
@@ -38,12 +40,12 @@ def loss_upper_bound(
     """
     losses = _losses(full, pruned)
     loss_S = np.array([loss_N.mean() for loss_N in losses])
-    drawn_B = loss_S.mean() + _seed_deviations(loss_S, num_draws, generator)
+    drawn_B = loss_S.mean() + _seed_deviations(loss_S, confidence, num_draws, generator)
     for size in sorted({len(loss_N) for loss_N in losses}):
         same_size_SN = np.stack([loss_N for loss_N in losses if len(loss_N) == size])
         weight = len(same_size_SN) / len(losses)
         drawn_B += weight * _example_deviations(same_size_SN, num_draws, generator)
-    return float(np.quantile(drawn_B, CONFIDENCE))
+    return float(np.quantile(drawn_B, confidence))
 
 
 def lossless_ratio(bounds: Mapping[float, float | None], margin: float) -> float | None:
@@ -87,14 +89,16 @@ def _losses(full: Sequence[Correct], pruned: Sequence[Correct]) -> list[NDArray[
     return [a.astype(np.int8) - b.astype(np.int8) for a, b in zip(full, pruned, strict=True)]
 
 
-def _seed_deviations(loss_S: Floats, num_draws: int, generator: np.random.Generator) -> Floats:
+def _seed_deviations(
+    loss_S: Floats, confidence: float, num_draws: int, generator: np.random.Generator
+) -> Floats:
     """Resample seeds: deviations of the mean (B,), stretched to what few seeds deserve.
 
     A bootstrap of S values is too narrow by sqrt((S - 1) / S), and its tail is normal, not t.
     """
     num_seeds = len(loss_S)
     stretch = np.sqrt(num_seeds / (num_seeds - 1))
-    stretch *= _t_quantile(num_seeds - 1) / NormalDist().inv_cdf(CONFIDENCE)
+    stretch *= _t_quantile(num_seeds - 1, confidence) / NormalDist().inv_cdf(confidence)
     drawn_BS = generator.integers(num_seeds, size=(num_draws, num_seeds))
     deviations: Floats = stretch * (loss_S[drawn_BS].mean(axis=1) - loss_S.mean())
     return deviations
@@ -126,9 +130,10 @@ def _example_deviations(
     return scaled
 
 
-def _t_quantile(degrees: int) -> float:
-    """Return Student's t at CONFIDENCE; with x = sqrt(degrees) tan(a) its density is a cosine's."""
+@cache
+def _t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
+    """Return a quantile of Student's t; with x = sqrt(degrees) tan(a) its density is a cosine's."""
     angle = np.linspace(0, np.pi / 2, 20_001)
     density = np.cos(angle) ** (degrees - 1)
     area = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])
-    return float(np.sqrt(degrees) * np.tan(np.interp(2 * CONFIDENCE - 1, area / area[-1], angle)))
+    return float(np.sqrt(degrees) * np.tan(np.interp(2 * confidence - 1, area / area[-1], angle)))

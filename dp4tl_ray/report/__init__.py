@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from dp4tl_ray.algorithms.lossless import CONFIDENCE
 from dp4tl_ray.atomic import write_atomically
 from dp4tl_ray.report.curves import Predictions, build_panels
 from dp4tl_ray.report.tables import csv_table, markdown
@@ -16,24 +17,29 @@ MANY = 10
 
 
 def write_report(
-    results: Sequence[Result], folder: Path, margin: float, predictions: Predictions | None
+    results: Sequence[Result],
+    folder: Path,
+    margin: float,
+    predictions: Predictions | None,
+    confidence: float = CONFIDENCE,
 ) -> list[Path]:
     """Write results.csv, results.md and a figure as PNG and SVG; return their paths.
 
     The figure is accuracy over ratio, or a matrix of losses where there are many methods.
 
-    `margin` is the loss of accuracy that counts as none, a fraction. Without `predictions` there
+    `margin` is the loss of accuracy that counts as none, a fraction, and `confidence` that of the
+    bound that stays below it. Without `predictions` there
     are curves and no verdicts. Without a finished pretraining there is no figure.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    panels = build_panels(results, margin, predictions)
+    panels = build_panels(results, margin, predictions, confidence)
     drawable = [p for p in panels if p.full or any(q.done for c in p.curves for q in c.points)]
     many = len({c.method for p in drawable for c in p.curves}) >= MANY
     name = "loss_matrix" if many else "accuracy_over_ratio"
     figure = f"{name}.png" if drawable else None
     files = {
         "results.csv": csv_table(results).encode(),
-        "results.md": markdown(results, panels, margin, figure).encode(),
+        "results.md": markdown(results, panels, margin, figure, confidence).encode(),
     }
     if drawable:
         # matplotlib takes half a second to import, and tables do without it

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dp4tl_ray.algorithms.lossless import (
+    CONFIDENCE,
     MIN_SEEDS,
     gain_kept,
     is_sensitive,
@@ -107,42 +108,57 @@ def accuracies(results: Iterable[Result]) -> list[float]:
     return [r.metrics.accuracy for r in results if r.metrics is not None]
 
 
+CellKey = tuple[Setting, str, float, int]
+"""Setting, method, pruning ratio and seed: what a cell and its result have in common."""
+
+
+def by_cell(results: Iterable[Result]) -> dict[CellKey, Result]:
+    """Index results by cell: the last line of each, as after a rerun of a failed one."""
+    return {(Setting.of(r), r.method, r.pruning_ratio, r.seed): r for r in results}
+
+
 def latest(results: Iterable[Result]) -> list[Result]:
-    """Keep one result per cell and seed: the last line, as after a rerun of a failed one."""
-    by_cell = {(Setting.of(r), r.method, r.pruning_ratio, r.seed): r for r in results}
-    return list(by_cell.values())
+    """Keep the last line of each cell."""
+    return list(by_cell(results).values())
+
+
+@dataclass(frozen=True)
+class Judge:
+    """How losses are judged: by predictions, against a margin, with a confidence."""
+
+    margin: float
+    predictions: Predictions | None
+    confidence: float = CONFIDENCE
 
 
 def build_panels(
-    results: Sequence[Result], margin: float, predictions: Predictions | None
+    results: Sequence[Result],
+    margin: float,
+    predictions: Predictions | None,
+    confidence: float = CONFIDENCE,
 ) -> list[Panel]:
     """Group results into one panel per setting that pretrains, in order of appearance."""
-    results = latest(results)
+    results, judge = latest(results), Judge(margin, predictions, confidence)
     trained = [Setting.of(r) for r in results if r.objective not in FLOORS]
-    return [_panel(s, results, margin, predictions) for s in dict.fromkeys(trained)]
+    return [_panel(s, results, judge) for s in dict.fromkeys(trained)]
 
 
-def _panel(
-    setting: Setting, results: Sequence[Result], margin: float, predictions: Predictions | None
-) -> Panel:
+def _panel(setting: Setting, results: Sequence[Result], judge: Judge) -> Panel:
     own = [r for r in results if Setting.of(r) == setting]
-    full = _done(r for r in own if r.pruning_ratio == 0)
+    full = done(r for r in own if r.pruning_ratio == 0)
     floors = [r for r in results if _is_floor_of(r, setting)]
-    untrained = _done(r for r in floors if r.objective == "none" and r.network == setting.network)
-    sensitive = None
-    if full and untrained:
-        sensitive = is_sensitive(accuracies(full), accuracies(untrained), margin)
+    untrained = done(r for r in floors if r.objective == "none" and r.network == setting.network)
     panel = Panel(
         setting=setting,
         full=full,
         untrained=untrained,
-        raw_pixels=_done(r for r in floors if r.objective == "raw_pixels"),
-        sensitive=sensitive,
+        raw_pixels=done(r for r in floors if r.objective == "raw_pixels"),
+        sensitive=_sensitive(full, untrained, judge.margin),
         curves=(),
     )
     pruned = [r for r in own if r.pruning_ratio > 0]
     curves = [
-        _curve(method, [r for r in pruned if r.method == method], panel, margin, predictions)
+        _curve(method, [r for r in pruned if r.method == method], panel, judge)
         for method in dict.fromkeys(r.method for r in pruned)
     ]
     return replace(panel, curves=tuple(curves))
@@ -153,56 +169,66 @@ def _is_floor_of(result: Result, setting: Setting) -> bool:
     return all(getattr(result, name) == getattr(setting, name) for name in names)
 
 
-def _done(results: Iterable[Result]) -> tuple[Result, ...]:
+def done(results: Iterable[Result]) -> tuple[Result, ...]:
     """Keep what has accuracies, by seed."""
     return tuple(sorted((r for r in results if r.metrics), key=lambda r: r.seed))
 
 
-def _curve(
-    method: str,
-    results: Sequence[Result],
-    panel: Panel,
-    margin: float,
-    predictions: Predictions | None,
-) -> Curve:
+def _curve(method: str, results: Sequence[Result], panel: Panel, judge: Judge) -> Curve:
     ratios = sorted({r.pruning_ratio for r in results})
     points = tuple(
-        _point([r for r in results if r.pruning_ratio == ratio], panel, predictions)
-        for ratio in ratios
+        _point([r for r in results if r.pruning_ratio == ratio], panel, judge) for ratio in ratios
     )
-    if reason := _no_verdict(panel, predictions):
+    reason = no_verdict(panel.full, panel.untrained, judge.margin)
+    if not reason and judge.predictions is None:
+        reason = "predictions are missing"
+    if reason:
         return Curve(method, points, None, reason)
-    best = lossless_ratio({p.pruning_ratio: p.loss_bound for p in points}, margin)
+    best = lossless_ratio({p.pruning_ratio: p.loss_bound for p in points}, judge.margin)
     beyond = [p for p in points if best is None or p.pruning_ratio > best][:1]
-    few = [
-        f"{p.pruning_ratio:g} has {p.num_paired} of the {MIN_SEEDS} seeds needed"
-        for p in beyond
-        if p.num_paired < MIN_SEEDS
-    ]
-    return Curve(method, points, best, "".join(few))
+    return Curve(
+        method, points, best, "".join(too_few(p.pruning_ratio, p.num_paired) for p in beyond)
+    )
 
 
-def _no_verdict(panel: Panel, predictions: Predictions | None) -> str:
-    """Say what forbids a verdict on every method of a panel; empty if nothing does."""
-    if not panel.full:
-        return "full source is missing"
-    if panel.sensitive is None:
-        return "untrained floor is missing"
-    if not panel.sensitive:
-        return "target is insensitive"
-    if len(panel.full) < MIN_SEEDS:
-        return f"{len(panel.full)} of the {MIN_SEEDS} seeds needed"
-    return "" if predictions else "predictions are missing"
+def too_few(pruning_ratio: float, num_paired: int) -> str:
+    """Say that a ratio has too few seeds for a verdict; empty where it has enough."""
+    if num_paired >= MIN_SEEDS:
+        return ""
+    return f"{pruning_ratio:g} has {num_paired} of the {MIN_SEEDS} seeds needed"
 
 
-def _point(results: Sequence[Result], panel: Panel, predictions: Predictions | None) -> Point:
-    done = _done(results)
-    full_of_seed = {r.seed: r for r in panel.full}
-    pairs = [(full_of_seed[r.seed], r) for r in done if r.seed in full_of_seed]
-    bound = _loss_bound(pairs, predictions) if predictions and len(pairs) >= MIN_SEEDS else None
+def no_verdict(full: Sequence[Result], untrained: Sequence[Result], margin: float) -> str:
+    """Say what forbids a verdict on every method of a setting; empty if nothing does.
+
+    Both are done: the full source, and the untrained floor.
+    """
+    match _sensitive(full, untrained, margin):
+        case None:
+            return "untrained floor is missing" if full else "full source is missing"
+        case False:
+            return "target is insensitive"
+    return "" if len(full) >= MIN_SEEDS else f"{len(full)} of the {MIN_SEEDS} seeds needed"
+
+
+def _sensitive(full: Sequence[Result], untrained: Sequence[Result], margin: float) -> bool | None:
+    if not (full and untrained):
+        return None
+    return is_sensitive(accuracies(full), accuracies(untrained), margin)
+
+
+def paired(full: Iterable[Result], pruned: Iterable[Result]) -> list[tuple[Result, Result]]:
+    """Pair results of equal seeds."""
+    full_of_seed = {r.seed: r for r in full}
+    return [(full_of_seed[r.seed], r) for r in pruned if r.seed in full_of_seed]
+
+
+def _point(results: Sequence[Result], panel: Panel, judge: Judge) -> Point:
+    finished = done(results)
+    pairs = paired(panel.full, finished)
     kept = None
-    if done and panel.sensitive:
-        levels = (accuracies(done), accuracies(panel.full), accuracies(panel.untrained))
+    if finished and panel.sensitive:
+        levels = (accuracies(finished), accuracies(panel.full), accuracies(panel.untrained))
         kept = gain_kept(*(float(np.mean(level)) for level in levels))
     # seconds on another device, or on more workers, say nothing about pruning
     timed = [(f, p) for f, p in pairs if (f.device, f.num_workers) == (p.device, p.num_workers)]
@@ -211,21 +237,27 @@ def _point(results: Sequence[Result], panel: Panel, predictions: Predictions | N
     overhead = sum(p.surrogate_seconds + p.score_seconds for _, p in timed)
     return Point(
         pruning_ratio=results[0].pruning_ratio,
-        done=done,
-        num_failed=len(results) - len(done),
+        done=finished,
+        num_failed=len(results) - len(finished),
         num_paired=len(pairs),
-        loss_bound=bound,
+        loss_bound=loss_bound(pairs, judge),
         gain_kept=kept,
         speed_up=seconds / pruned if pruned else None,
         net_speed_up=seconds / (pruned + overhead) if pruned else None,
     )
 
 
-def _loss_bound(pairs: Sequence[tuple[Result, Result]], predictions: Predictions) -> float:
-    """Bound the loss of pairs (full, pruned); the same numbers at every call."""
-    full = [_correct(f, predictions) for f, _ in pairs]
-    pruned = [_correct(p, predictions) for _, p in pairs]
-    return loss_upper_bound(full, pruned, np.random.default_rng(0))
+def loss_bound(pairs: Sequence[tuple[Result, Result]], judge: Judge) -> float | None:
+    """Bound the loss of pairs (full, pruned); the same numbers at every call.
+
+    Null with few pairs or without predictions.
+    """
+    if judge.predictions is None or len(pairs) < MIN_SEEDS:
+        return None
+    full = [_correct(f, judge.predictions) for f, _ in pairs]
+    pruned = [_correct(p, judge.predictions) for _, p in pairs]
+    generator = np.random.default_rng(0)
+    return loss_upper_bound(full, pruned, generator, confidence=judge.confidence)
 
 
 def _correct(result: Result, predictions: Predictions) -> NDArray[np.bool_]:

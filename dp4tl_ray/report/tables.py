@@ -54,13 +54,17 @@ def _leaf(result: Result, path: str) -> Any:
 
 
 def markdown(
-    results: Sequence[Result], panels: Sequence[Panel], margin: float, figure: str | None
+    results: Sequence[Result],
+    panels: Sequence[Panel],
+    margin: float,
+    figure: str | None,
+    confidence: float = CONFIDENCE,
 ) -> str:
     """Write what the results say: a section per target and setting, and what failed."""
     results = latest(results)
     labels = setting_labels([p.setting for p in panels], always=("objective", "network", "budget"))
     studies = ", ".join(f"`{s}`" for s in dict.fromkeys(r.study for r in results))
-    lines = [f"# Results of {studies or 'nothing'}", "", *_notes(results, margin)]
+    lines = [f"# Results of {studies or 'nothing'}", "", *_notes(results, margin, confidence)]
     if figure:
         lines += ["", f"![accuracy over pruning ratio]({figure})"]
     for panel in panels:
@@ -76,14 +80,14 @@ def markdown(
     return "\n".join(lines) + "\n"
 
 
-def _notes(results: Sequence[Result], margin: float) -> list[str]:
+def _notes(results: Sequence[Result], margin: float, confidence: float) -> list[str]:
     """Say what the numbers below mean, and what their spread leaves out."""
     lines = [
         "Accuracies are fractions on the test split, mean ± sample standard deviation over seeds. "
         "Pruning ratio is the share of source examples removed, class ratio the share of source "
         "classes gone.",
         "",
-        f"Lossless: the one-sided {CONFIDENCE:.0%} upper bound of the loss against the full source "
+        f"Lossless: the one-sided {confidence:.0%} upper bound of the loss against the full source "
         f"(bootstrap over seeds and test examples, paired by seed) is below {margin:g}. Ratios are "
         f"tested upwards and stopped at the first failure. A verdict needs {MIN_SEEDS} seeds and "
         f"a sensitive target, whose full source beats the untrained network by "

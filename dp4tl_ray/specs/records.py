@@ -59,6 +59,8 @@ class Hyperparameters(Spec):
     """L2 strength of the linear probe."""
     lr: float | None = None
     """Learning rate of full finetuning."""
+    weight_decay: float | None = None
+    """Weight decay of full finetuning."""
 
 
 class Metrics(Spec):

@@ -16,6 +16,8 @@ from dp4tl_ray.specs.unit_methods import Counterfactual
 
 PruningRatio = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31), Whole]
+SEARCH_SEEDS = 3
+"""Fewest seeds that a verdict on a loss takes."""
 
 
 class Runtime(Spec):
@@ -23,14 +25,32 @@ class Runtime(Spec):
 
     pretrain_workers: Count = 1
     """Data-parallel workers of one pretraining."""
+    min_workers: Count | None = None
+    """Fewest workers that a pretraining goes on with when nodes leave; null waits for all."""
+    sharding: Literal["ddp", "fsdp2"] = "ddp"
+    """ddp keeps the whole network on every worker; fsdp2 shards weights, gradients and optimizer
+    state over them, for networks that do not fit."""
+    microbatch: Count | None = None
+    """Examples of a worker's share per forward pass, a multiple of batch_norm.group_size; gradients
+    accumulate. null takes the share at once."""
+    compile: bool = False
+    """torch.compile the network; needs a C++ compiler on CPU."""
     lanes: Count | None = None
     """Pretrainings at a time; null starts as many lanes as the cluster holds."""
+    single_lanes: Natural | None = None
+    """One-worker lanes beside them, for steps that no workers share; null takes what
+    pretrain_workers leaves over."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes a GPU per worker where the cluster has them."""
     threads_per_worker: Count = 1
     """CPU threads of one worker, reserved in Ray."""
+    worker_resources: dict[str, Annotated[float, Field(gt=0, le=1e15)]] = Field(default={})
+    """Ray resources that a worker reserves beyond its threads and its GPU, such as {memory: 4e9}
+    or a label of yours that only some nodes carry."""
     max_failures: Natural = 1
     """Times that a step whose worker died is tried again, from its last epoch."""
+    max_preemptions: Natural = 20
+    """Times that a step whose node went away is tried again; counted apart from failures."""
 
 
 class Wandb(Spec):
@@ -88,6 +108,11 @@ class Study(Spec):
     """Axis: transfer protocols."""
     seeds: Axis[Seed] = (0,)
     """Axis: a seed varies target draw, surrogate, selection, pretraining and transfer together."""
+    search: Literal["grid", "lossless"] = "grid"
+    """grid runs every pruning ratio. lossless finds, per method and target, the largest of them
+    whose loss against the full source stays below report.margin, by bisection: few ratios run. It
+    assumes that loss grows with the ratio; it needs ratio 0, `none` among pretraining and at least
+    3 seeds."""
     runtime: Runtime = Runtime()
     """Where and how wide to run; never part of an identity."""
     tracking: Tracking = Tracking()
@@ -98,6 +123,12 @@ class Study(Spec):
     @model_validator(mode="after")
     def _fields_agree(self) -> "Study":
         """Check the rules that no JSON Schema can say; each names its field."""
+        if (self.runtime.min_workers or 1) > self.runtime.pretrain_workers:
+            raise _rule(
+                "runtime",
+                f"min_workers {self.runtime.min_workers} is more than pretrain_workers "
+                f"{self.runtime.pretrain_workers}",
+            )
         if not self.networks:
             raise _rule("pretraining", "needs at least one that trains, such as supervised")
         if any(isinstance(p, RawPixels) for p in self.pretraining) and not any(
@@ -126,11 +157,31 @@ class Study(Spec):
                 raise _rule("methods", f"{method.method}: {problem}", n)
             if isinstance(method, Counterfactual):
                 self._can_train("methods", method.recipe, n)
+        if self.search == "lossless":
+            self._can_be_searched()
         self._can_train("surrogate", self.surrogate)
         for n, recipe in enumerate(self.pretraining, start=1):
             if isinstance(recipe, Supervised):
                 self._can_train("pretraining", recipe, n)
         return self
+
+    def _can_be_searched(self) -> None:
+        """Refuse a search that cannot come to a verdict."""
+        if 0 not in self.pruning_ratios:
+            raise _rule("pruning_ratios", "search: lossless compares with the full source: add 0.0")
+        if len(self.pruning_ratios) == 1:
+            raise _rule("pruning_ratios", "search: lossless needs ratios above 0 to search")
+        if not any(isinstance(p, Untrained) for p in self.pretraining):
+            raise _rule(
+                "pretraining",
+                "search: lossless needs the untrained floor, to tell whether a target is "
+                "sensitive: add none",
+            )
+        if len(self.seeds) < SEARCH_SEEDS:
+            raise _rule(
+                "seeds",
+                f"search: lossless needs at least {SEARCH_SEEDS} seeds, got {len(self.seeds)}",
+            )
 
     def _can_train(self, field: str, recipe: Recipe, n: int | None = None) -> None:
         """Refuse a recipe whose batch, budget or patches do not fit."""
@@ -147,12 +198,25 @@ class Study(Spec):
                 field, f"examples_seen {seen} is less than one batch of {recipe.batch_size}", n
             )
         workers, group = self.runtime.pretrain_workers, recipe.batch_norm.group_size
-        if recipe.batch_size % (workers * group):
+        if recipe.batch_size % group:
             raise _rule(
                 field,
-                f"batch_size {recipe.batch_size} is not a multiple of pretrain_workers {workers} "
-                f"x batch_norm.group_size {group} = {workers * group}",
+                f"batch_size {recipe.batch_size} is not a multiple of "
+                f"batch_norm.group_size {group}",
                 n,
+            )
+        if recipe.batch_size // group < workers:
+            raise _rule(
+                field,
+                f"batch_size {recipe.batch_size} has {recipe.batch_size // group} group(s) of "
+                f"batch_norm.group_size {group}, fewer than the {workers} pretrain_workers",
+                n,
+            )
+        if self.runtime.microbatch and self.runtime.microbatch % group:
+            raise _rule(
+                "runtime",
+                f"microbatch {self.runtime.microbatch} is not a multiple of the "
+                f"batch_norm.group_size {group} of {field}",
             )
 
     @property

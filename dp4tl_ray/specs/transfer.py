@@ -21,19 +21,28 @@ class LinearProbe(Spec):
 
 
 class FullFinetune(Spec):
-    """All weights trained on the target, under a new head; last epoch."""
+    """All weights trained on the target, under a new head; last epoch.
+
+    Learning rate and weight decay are chosen together on validation; ties go to the smaller rate,
+    then to the smaller decay.
+    """
 
     transfer: Literal["full_finetune"] = "full_finetune"
     lrs: Axis[Positive] = (0.003, 0.01, 0.03, 0.1)
-    """Learning rates to choose from, on validation; ties go to the smaller one."""
+    """Learning rates to choose from."""
+    weight_decays: Axis[NotNegative] = (5e-4,)
+    """L2 penalties to choose from, crossed with the learning rates."""
+    search: Literal["grid", "halving"] = "grid"
+    """grid trains every pair to the end. halving pauses all of them after a ninth and after a third
+    of the epochs, each under the learning rates of the whole budget, and goes on with the better
+    third on validation. It is synchronous, so the choice depends on no worker's speed;
+    asynchronous halving (ASHA) would be faster on many workers and choose by their timing."""
     epochs: Count = 30
     """Passes over the target's train images."""
     batch_size: Count = 64
     """Examples per step; a smaller target is one batch."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Nesterov momentum; the learning rate falls along a cosine."""
-    weight_decay: NotNegative = 5e-4
-    """L2 penalty."""
     augmentation: Augmentation = Augmentation()
     """Random changes of the training images."""
 

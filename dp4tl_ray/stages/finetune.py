@@ -4,12 +4,17 @@ Hyper-parameters are chosen on validation images, by the same search for every c
 included. Accuracies are those of the last epoch, or of the converged probe.
 """
 
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import assert_never
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from dp4tl_ray.algorithms.halving import rungs, survivors
 from dp4tl_ray.algorithms.linear_probe import best_probe
 from dp4tl_ray.data.draws import Draw, draw_target
 from dp4tl_ray.specs.network import BatchNorm
@@ -17,9 +22,11 @@ from dp4tl_ray.specs.steps import FinetuneStep
 from dp4tl_ray.specs.training import Budget, Optimizer, Recipe, Schedule
 from dp4tl_ray.specs.transfer import FullFinetune, LinearProbe
 from dp4tl_ray.stages.bench import Job, Metrics, StageError, images_of, load_network, num_classes
-from dp4tl_ray.training.fit import DivergedError, Examples, fit
+from dp4tl_ray.training.checkpoint import Checkpoint
+from dp4tl_ray.training.fit import DivergedError, Examples, Halted, fit
 from dp4tl_ray.training.inference import infer
 from dp4tl_ray.training.networks import Classifier, new_head
+from dp4tl_ray.training.worker import Progress
 
 Rows = npt.NDArray[np.int64]
 
@@ -78,38 +85,98 @@ def _linear_probe(spec: LinearProbe, job: Job, labels: Rows, draw: Draw) -> tupl
     return probe.predict(test).numpy(), {"l2": l2, "val_accuracy": val_accuracy}
 
 
-def _full_finetune(
-    spec: FullFinetune, seed: int, job: Job, labels: Rows, draw: Draw
-) -> tuple[Rows, Metrics]:
-    """Train all weights under a new head, once per learning rate; validation chooses."""
-    target = job.inputs["target"]
-    images = images_of(target)
-    examples = Examples(images, draw.train, labels[draw.train])
-    batch_size = min(spec.batch_size, len(draw.train))
-    best: tuple[float, float, Classifier] | None = None
-    for lr in sorted(spec.lrs):
+@dataclass(frozen=True)
+class _Pair:
+    """A learning rate and a weight decay to choose from."""
+
+    lr: float
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class _Finetuning:
+    """Trains all weights under a new head with one pair or another."""
+
+    spec: FullFinetune
+    seed: int
+    job: Job
+    examples: Examples
+    num_classes: int
+
+    def train(self, pair: _Pair, epochs: int, paused: Path | None) -> Classifier | None:
+        """Train up to an epoch of the whole budget; null if the loss diverges.
+
+        Args:
+            pair: What to train with.
+            epochs: Where to pause.
+            paused: Folder from whose state the pair goes on, and where it is left for later.
+        """
+        spec, stopped = self.spec, False
+        batch_size = min(spec.batch_size, len(self.examples))
         model = load_network(
-            job.inputs["pretrain"], image_size=images.shape[1], group_size=batch_size
+            self.job.inputs["pretrain"],
+            image_size=self.examples.images.shape[1],
+            group_size=batch_size,
         )
-        new_head(model, num_classes(target), seed)
+        new_head(model, self.num_classes, self.seed)
         recipe = Recipe(
             budget=Budget(epochs=spec.epochs),
             batch_size=batch_size,
-            optimizer=Optimizer(lr=lr, momentum=spec.momentum, weight_decay=spec.weight_decay),
+            optimizer=Optimizer(lr=pair.lr, momentum=spec.momentum, weight_decay=pair.weight_decay),
             schedule=Schedule(name="cosine", warmup=0.0),
             augmentation=spec.augmentation,
             batch_norm=BatchNorm(group_size=batch_size),
         )
+
+        def report(progress: Progress) -> bool:
+            nonlocal stopped
+            stopped = not self.job.worker.report(progress)
+            return not stopped and float(progress["epoch"]) < epochs
+
+        worker = replace(self.job.worker, report=report)
+        checkpoint = Checkpoint(paused) if paused else None
         try:
-            fit(model, examples, recipe, seed, job.worker)
+            fit(model, self.examples, recipe, self.seed, worker, checkpoint)
         except DivergedError:
-            continue  # this rate is too high; the others are still to be tried
-        logits, _ = infer(model, images, draw.val, job.worker)
-        accuracy = float((logits.argmax(axis=1) == labels[draw.val]).mean())
-        if best is None or accuracy > best[0]:
-            best = accuracy, lr, model
-    if best is None:
-        raise StageError(f"full_finetune diverged at every learning rate of {list(spec.lrs)}")
-    val_accuracy, lr, model = best
-    logits, _ = infer(model, images, draw.test, job.worker)
-    return logits.argmax(axis=1), {"lr": lr, "val_accuracy": val_accuracy}
+            return None  # this rate is too high; the others are still to be tried
+        except Halted:
+            if stopped:
+                raise
+        return model
+
+
+def _full_finetune(
+    spec: FullFinetune, seed: int, job: Job, labels: Rows, draw: Draw
+) -> tuple[Rows, Metrics]:
+    """Train all weights under a new head with many pairs; validation chooses among them."""
+    images, outputs = images_of(job.inputs["target"]), num_classes(job.inputs["target"])
+    examples = Examples(images, draw.train, labels[draw.train])
+    finetuning = _Finetuning(spec, seed, job, examples, outputs)
+    pairs = [_Pair(*pair) for pair in product(sorted(spec.lrs), sorted(spec.weight_decays))]
+    halving = spec.search == "halving"
+    spent = trained = 0
+    # not in the store: after a crash all pairs must begin anew, or some would be ahead of a rung
+    with TemporaryDirectory() as folder:
+        for epochs in rungs(spec.epochs) if halving else [spec.epochs]:
+            scores: dict[_Pair, float] = {}
+            for pair in pairs:
+                paused = Path(folder, repr(pair)) if halving else None
+                if (model := finetuning.train(pair, epochs, paused)) is None:
+                    continue
+                logits, _ = infer(model, images, draw.val, job.worker)
+                accuracy = float((logits.argmax(axis=1) == labels[draw.val]).mean())
+                if accuracy > max(scores.values(), default=-1.0):
+                    best, best_model = pair, model
+                scores[pair] = accuracy
+            if not scores:
+                tried = sorted({pair.lr for pair in pairs})
+                raise StageError(f"full_finetune diverged at every learning rate of {tried}")
+            spent += len(pairs) * (epochs - trained)
+            trained, pairs = epochs, survivors(scores)
+    logits, _ = infer(best_model, images, draw.test, job.worker)
+    return logits.argmax(axis=1), {
+        "lr": best.lr,
+        "weight_decay": best.weight_decay,
+        "val_accuracy": scores[best],
+        "transfer_epochs": spent,
+    }

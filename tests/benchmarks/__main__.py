@@ -3,27 +3,38 @@
 import json
 import sys
 
+from tests.benchmarks.bound import sweep_bound
 from tests.benchmarks.clustering import (
     fm_scoring,
     kmeans_assignment,
     kmeans_lloyd,
     kmeans_mini_batch,
 )
-from tests.benchmarks.overhead import lane_overhead
+from tests.benchmarks.memory import lane_memory
+from tests.benchmarks.overhead import lane_overhead, lane_start
 from tests.benchmarks.planning import plan_size, sharing
+from tests.benchmarks.scale import scale
 from tests.benchmarks.scoring import cheap_scores
+from tests.benchmarks.search import lossless_search
 from tests.benchmarks.speedup import pretraining_speedup
+from tests.benchmarks.throughput import train_throughput
 
 BENCHMARKS = {
     "sharing": sharing,
     "plan_size": plan_size,
     "pretraining_speedup": pretraining_speedup,
     "lane_overhead": lane_overhead,
+    "lane_start": lane_start,
+    "lane_memory": lane_memory,
+    "train_throughput": train_throughput,
+    "sweep_bound": sweep_bound,
+    "scale": scale,
     "fm_scoring": fm_scoring,
     "kmeans_assignment": kmeans_assignment,
     "kmeans_lloyd": kmeans_lloyd,
     "kmeans_mini_batch": kmeans_mini_batch,
     "cheap_scores": cheap_scores,
+    "lossless_search": lossless_search,
 }
 
 

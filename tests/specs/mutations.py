@@ -47,7 +47,8 @@ EMBEDDED: Study = {
     ],
     "adversarial": ["none"],
     "transfers": ["linear_probe", {"transfer": "full_finetune", "epochs": 3, "lrs": [0.1, 1]}],
-    "seeds": [0, 1],
+    "seeds": [0, 1, 2],
+    "search": "lossless",
     "report": {"margin": 0.02},
 }
 PICTURES: Study = {
@@ -75,7 +76,7 @@ PICTURES: Study = {
     ],
     "transfers": [
         {"transfer": "linear_probe", "l2": [0.1, 1]},
-        {"transfer": "full_finetune", "batch_size": 8, "momentum": 0.5, "weight_decay": 0},
+        {"transfer": "full_finetune", "batch_size": 8, "weight_decays": [0], "search": "halving"},
     ],
     "runtime": {
         "pretrain_workers": 2,
@@ -116,6 +117,7 @@ TAGS = {
 TAG_OF = {name: tag for tag, names in TAGS.items() for name in names}
 WORDS = [
     *TAG_OF,
+    *("grid", "lossless", "halving"),
     *("sgd", "cyclic", "one_cycle", "fp32", "auto", "cuda", "online", "compact", "highest", "no"),
     *("", " ", "x", "1", "Name", "a\n", "a" * 64, "a" * 65, "é", "true", "null", "1e-3"),
 ]
@@ -132,6 +134,7 @@ FIELDS = [
         "runtime",
         "report",
         "tracking",
+        "search",
         "adversarial",
         "head",
         "name",

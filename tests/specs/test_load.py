@@ -128,8 +128,28 @@ MISTAKES = [
     (", label_mapping]", ", {method: random_classes, within: {method: el2n, select: ccs}}]",
      "5:27", "methods[1]", ["write select outside of it"],
      "{method: random_classes, within: {method: el2n, select: ccs}}"),
+    ("[0, 1]", "[0, 1]\nsearch: loseless", "11:9", "search",
+     ["'loseless' is not known; did you mean 'lossless'? allowed: grid, lossless"], "loseless"),
     ("name: s\n", "", "1:1", "name", ["is required"], "s"),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("pruning_ratios=[0.5]", "pruning_ratios: search: lossless compares with the full source"),
+        ("pruning_ratios=[0]", "pruning_ratios: search: lossless needs ratios above 0"),
+        ("pretraining=[supervised]", "pretraining: search: lossless needs the untrained floor"),
+        ("seeds=[0, 1]", "seeds: search: lossless needs at least 3 seeds, got 2"),
+    ],
+)
+def test_a_search_that_cannot_come_to_a_verdict_is_refused(
+    write: Write, setting: str, message: str
+) -> None:
+    text = changed("seeds: [0, 1]", "- none\nseeds: [0, 1, 2]\nsearch: lossless")
+    path = write(text)
+    assert load_study(path).search == "lossless"
+    assert refusal(path, setting)[0].startswith(f"--set {setting}: {message}")
 
 
 @pytest.mark.parametrize(

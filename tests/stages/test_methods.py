@@ -14,7 +14,7 @@ from dp4tl_ray.plan import Cell, Plan, PlannedStep
 from dp4tl_ray.scoring.elsewhere import ScorerError
 from dp4tl_ray.specs.base import label
 from dp4tl_ray.specs.steps import ScoreStep
-from dp4tl_ray.store import Store
+from dp4tl_ray.store import Store, open_store
 from dp4tl_ray.sweep import plan_study, report_study, run_study, triage_study
 from dp4tl_ray.training.inference import infer_parts
 from dp4tl_ray.triage import triage, triage_table
@@ -49,7 +49,7 @@ def choose(
 ) -> tuple[Plan, Store, dict[str, str]]:
     """Run a study up to the lists of kept examples."""
     study = tiny_study(pictures, methods=methods, surrogate=recipe(budget={"epochs": 5}), **changes)
-    store, plan = Store.open(str(root)), plan_study(study)
+    store, plan = open_store(str(root)), plan_study(study)
     outcome = run_study(study, plan_study(study, "prune"), store, local=True)
     return plan, store, outcome.errors
 
@@ -112,7 +112,7 @@ def test_regret_is_the_loss_against_a_subset_of_its_own(pictures: Pictures, tmp_
         methods=["label_mapping", {"method": "label_mapping", "combine": "max"}],
         pretraining=[{"objective": "supervised", **recipe()}],
     )
-    plan, store = plan_study(study), Store.open(str(tmp_path))
+    plan, store = plan_study(study), open_store(str(tmp_path))
     outcome = run_study(study, plan, store, local=True)
     assert not outcome.errors
     at = {(r.target, r.method): r.metrics.accuracy for r in outcome.results if r.metrics}
@@ -135,7 +135,7 @@ def test_counterfactual_pretrains_on_random_halves_and_counts_their_cost(
     study = tiny_study(
         pictures, methods=[method], pretraining=[{"objective": "supervised", **recipe()}]
     )
-    plan, store = plan_study(study), Store.open(str(tmp_path))
+    plan, store = plan_study(study), open_store(str(tmp_path))
     assert plan.unique()["pretrain"] == 10 + 2  # the halves; the whole source and the choice
     outcome = run_study(study, plan, store, local=True)
     assert not outcome.errors
@@ -287,7 +287,7 @@ def test_features_that_are_not_finite_are_named(
 
 def test_triage_compares_what_is_kept(pictures: Pictures, tmp_path: Path) -> None:
     study = tiny_study(pictures, methods=["retrieval", "random_classes"], seeds=[0, 1])
-    table, errors, path = triage_study(study, Store.open(str(tmp_path)), local=True)
+    table, errors, path = triage_study(study, open_store(str(tmp_path)), local=True)
     assert not errors and path.read_text() == table
     rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| ")]
     head, mapped, random = ([cell.strip() for cell in row] for row in rows)

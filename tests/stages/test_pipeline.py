@@ -14,7 +14,7 @@ from dp4tl_ray.plan import Plan
 from dp4tl_ray.results import read_results
 from dp4tl_ray.specs.steps import DataStep
 from dp4tl_ray.stages import data as data_stage
-from dp4tl_ray.store import Artifact, Store
+from dp4tl_ray.store import Artifact, Store, open_store
 from dp4tl_ray.sweep import Outcome, plan_study, run_study
 from tests.conftest import folder, recipe, tiny_study
 
@@ -23,7 +23,7 @@ Pictures = dict[str, str]
 
 def run(pictures: Pictures, root: Path, **changes: Any) -> tuple[Plan, Store, Outcome]:
     study = tiny_study(pictures, **changes)
-    store, plan = Store.open(str(root)), plan_study(study)
+    store, plan = open_store(str(root)), plan_study(study)
     return plan, store, run_study(study, plan, store, local=True)
 
 
@@ -121,7 +121,7 @@ def test_a_damaged_artifact_is_computed_again_to_the_same_bytes(
     plan, store, outcome = finished
     artifact = next(iter(artifacts(plan, store, stage).values()))
     name = sorted(artifact.manifest.files)[0]
-    path = artifact.folder / name
+    path = artifact.file(name)
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 255]))
     _, _, again = run(pictures, store.root)
@@ -223,7 +223,7 @@ def test_heads_and_transfers(pictures: Pictures, tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
     outputs = sorted(
-        len(load_file(a.folder / "network.safetensors")["head.bias"])
+        len(load_file(a.file("network.safetensors"))["head.bias"])
         for a in artifacts(plan, store, "pretrain").values()
     )
     assert outputs == [3, 6]
@@ -233,7 +233,7 @@ def test_heads_and_transfers(pictures: Pictures, tmp_path: Path) -> None:
 
 def test_until_prune_leaves_the_kept_lists(pictures: Pictures, tmp_path: Path) -> None:
     study = tiny_study(pictures)
-    plan, store = plan_study(study, "prune"), Store.open(str(tmp_path))
+    plan, store = plan_study(study, "prune"), open_store(str(tmp_path))
     run_study(study, plan, store, local=True)
     kept = [a.array("kept_indices") for a in artifacts(plan, store, "prune").values()]
     assert [len(k) for k in kept] == [72, 72]
@@ -276,3 +276,24 @@ def test_image_folder_layouts(pictures: Pictures, tmp_path: Path) -> None:
     )
     # official test split whole; a fifth of the train pictures validates
     assert np.bincount(np.asarray(target.array("splits"))).tolist() == [72, 18, 90]
+
+
+def test_a_search_runs_fewer_pretrainings_than_the_grid_and_a_rerun_none(
+    pictures: Pictures, tmp_path: Path
+) -> None:
+    changes = {
+        "methods": ["random_examples"],
+        "pretraining": [{"objective": "supervised", **recipe(budget={"epochs": 4})}, "none"],
+        "pruning_ratios": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7],
+        "seeds": [0, 1, 2],
+        "search": "lossless",
+    }
+    plan, _, outcome = run(pictures, tmp_path, **changes)
+    assert not outcome.errors
+    tested = {r.pruning_ratio for r in outcome.results if r.method != "none"}
+    assert len(tested) in (2, 3, 4)
+    assert len(outcome.results) == 3 * (2 + len(tested)) < len(plan.cells)
+    table = (outcome.folder / "search.md").read_text()
+    assert all(f"{ratio:g}" in table for ratio in tested)
+    _, _, again = run(pictures, tmp_path, **changes)
+    assert again.ran == 0 and again.results == outcome.results
