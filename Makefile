@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in $(PYTHONS); do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: quickstart test check unit bench embedded methods
+.PHONY: quickstart test check unit hosts bench embedded methods
 
 .venv/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "needs Python 3.11 or newer: make PYTHON=/path/to/python"; exit 2; }
@@ -26,6 +26,10 @@ check: .venv/installed
 
 unit: .venv/installed
 	$(BIN)/pytest -q
+
+# cluster.yaml on two hosts made of network namespaces; root only, on Linux
+hosts: .venv/installed
+	$(BIN)/pytest -q -m hosts tests/hosts
 
 # one JSON object per line: make bench, or make bench BENCH=name
 bench: .venv/installed

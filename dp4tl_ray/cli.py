@@ -1,6 +1,7 @@
 """The command line: verbs, no science. Whatever changes a number stands in a study file."""
 
 import argparse
+import contextlib
 import json
 import signal
 import sys
@@ -15,12 +16,17 @@ EPILOG = """\
 the usual way:
   dp4tl plan experiments/quickstart.yaml        what would run, and what is shared
   dp4tl run experiments/quickstart.yaml         run it on Ray; a rerun runs only what is missing
+  dp4tl status experiments/quickstart.yaml      how it is doing, from any machine
   dp4tl report experiments/quickstart.yaml      table and picture again, from the store
 
 on a cluster:
   ray up cluster.yaml
   ray submit cluster.yaml dp4tl_ray/submit.py experiments/quickstart.yaml --store /mnt/shared/store
 """
+
+
+READ_ONLY = {"plan", "status", "report"}
+"""Verbs that only look at what is in a store."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,6 +73,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Write results.jsonl, results.csv, results.md and a picture (accuracy over "
         "ratio; a matrix of losses from ten methods on) from what is done; runs nothing.",
     )  # fmt: skip
+    status = verbs.add_parser(
+        "status", parents=[study], help="show how a running study is doing",
+        description="Show, from any machine that sees the store, what of a study is done, what "
+        "runs and for how long still, what has failed, and who holds the lease of which step.",
+    )  # fmt: skip
+    status.add_argument("--json", action="store_true", help="print it as JSON")
     choices = verbs.add_parser(
         "triage", parents=[study], help="compare what the methods keep, before any pretraining",
         description="Run a study up to the lists of kept examples and compare them: do halves of "
@@ -120,11 +132,11 @@ def _with_study(args: argparse.Namespace) -> int:
     from dp4tl_ray.runners.admission import InfeasibleError
     from dp4tl_ray.scoring.elsewhere import ScorerError
     from dp4tl_ray.specs.load import StudyError, load_study
-    from dp4tl_ray.store import Store, StoreError
+    from dp4tl_ray.store import StoreError
 
     try:
         study = load_study(args.study, args.overrides)
-        store = Store.open(args.store)
+        store = _open(args.store, args.verb)
         match args.verb:
             case "plan":
                 return _plan(study, store, args.json)
@@ -132,6 +144,8 @@ def _with_study(args: argparse.Namespace) -> int:
                 return _samples(study, store)
             case "report":
                 return _report(study, store)
+            case "status":
+                return _status(study, store, args.json)
             case "triage":
                 return _triage(study, store, args.local)
             case _:
@@ -146,12 +160,21 @@ def _with_study(args: argparse.Namespace) -> int:
         return 1
 
 
+def _open(uri: str, verb: str) -> "Store":
+    """Open the store as a verb needs it; one that is not there yet can be planned for."""
+    from dp4tl_ray.store import StoreError, open_store
+
+    if verb == "plan":
+        with contextlib.suppress(StoreError):
+            return open_store(uri, write=False)
+    return open_store(uri, write=verb not in READ_ONLY)
+
+
 def _plan(study: "Study", store: "Store", as_json: bool) -> int:
-    from dp4tl_ray.runners.board import done_steps
     from dp4tl_ray.sweep import counts, plan_study
 
     plan = plan_study(study)
-    done = done_steps(plan, store)
+    done = store.finished(plan.steps.values())
     stages = counts(plan, done)
     if as_json:
         steps = [
@@ -175,7 +198,7 @@ def _plan(study: "Study", store: "Store", as_json: bool) -> int:
 
 
 def _run(study: "Study", store: "Store", local: bool, until: str) -> int:
-    from dp4tl_ray.runners.progress import duration
+    from dp4tl_ray.runners.status import duration
     from dp4tl_ray.sweep import plan_study, run_study
 
     plan = plan_study(study, until)  # type: ignore[arg-type]
@@ -188,8 +211,8 @@ def _run(study: "Study", store: "Store", local: bool, until: str) -> int:
         print(f"failed: {error}", file=sys.stderr)
     if until == "prune":
         for step in plan.steps.values():
-            if step.stage == "prune" and store.find(step):
-                print(store.folder(step) / "kept_indices.npy")
+            if step.stage == "prune" and (artifact := store.find(step)):
+                print(artifact.file("kept_indices.npy"))
     elif outcome.results:
         print(f"report: {outcome.folder / 'results.md'}")
     return 1 if outcome.errors else 0
@@ -200,6 +223,15 @@ def _report(study: "Study", store: "Store") -> int:
 
     results, folder = report_study(study, plan_study(study), store)
     print(f"{study.name}: {len(results)} results are done; report: {folder / 'results.md'}")
+    return 0
+
+
+def _status(study: "Study", store: "Store", as_json: bool) -> int:
+    from dp4tl_ray.runners.status import status_of, status_text
+    from dp4tl_ray.sweep import plan_study
+
+    status = status_of(plan_study(study), store)
+    print(json.dumps(status, indent=1) if as_json else status_text(status))
     return 0
 
 

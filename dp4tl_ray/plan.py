@@ -409,11 +409,16 @@ def _variants(study: Study) -> list[tuple[AnyPretraining, AnyNetwork | None]]:
 
 
 def is_wide(step: PlannedStep) -> bool:
-    """Whether all workers of a lane share a step: those that train on the source do."""
-    spec = step.spec
-    return isinstance(spec, SurrogateStep) or (
-        isinstance(spec, PretrainStep) and spec.pretraining is not None
-    )
+    """Whether all workers of a lane share a step: those that pass over a whole dataset do."""
+    match step.spec:
+        case SurrogateStep():
+            return True
+        case PretrainStep(pretraining=pretraining):
+            return pretraining is not None
+        case EmbedStep(shots=shots):
+            return shots is None
+        case _:
+            return False
 
 
 def make_plan(study: Study, fingerprint: Fingerprint = no_fingerprint) -> Plan:

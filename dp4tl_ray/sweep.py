@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from dp4tl_ray.algorithms.bisection import SEARCH_CONFIDENCE
+from dp4tl_ray.algorithms.lossless import CONFIDENCE
 from dp4tl_ray.atomic import write_atomically
 from dp4tl_ray.data.image_folder import fingerprint
 from dp4tl_ray.plan import Plan, Role, make_plan
 from dp4tl_ray.results import Predictions, collect, failures, write_results
-from dp4tl_ray.runners.board import Board, done_steps
+from dp4tl_ray.runners.board import Board, More, Tasks, tasks_of
 from dp4tl_ray.runners.progress import Display
+from dp4tl_ray.runners.status import StatusFile
 from dp4tl_ray.scoring.elsewhere import file_fingerprint, scorer_version
 from dp4tl_ray.specs.data import Dataset, ImageFolder
 from dp4tl_ray.specs.example_methods import ExamplePlugin, ScoresFile
@@ -28,6 +31,9 @@ class Outcome:
     """What a run of a study did."""
 
     results: list[Result]
+    """Lines of results.jsonl."""
+    grid: list[Result]
+    """Lines of Tune's `ResultGrid`: those of the cells that a run on Ray has ended."""
     ran: int
     """Steps computed now."""
     reused: int
@@ -83,24 +89,51 @@ def counts(plan: Plan, done: set[str]) -> dict[Stage, dict[str, int]]:
 def run_study(study: Study, plan: Plan, store: Store, local: bool) -> Outcome:
     """Compute what the store lacks, then write results.jsonl, the report, and the mirror."""
     started = time.perf_counter()
-    done = done_steps(plan, store)
-    board = Board(plan, done, max_attempts=study.runtime.max_failures + 1)
+    done = store.finished(plan.steps.values())
+    runtime = study.runtime
+    more = _search(study, plan, store)
+    board = Board(
+        plan,
+        done,
+        more({}) if more else tasks_of(plan),
+        max_attempts=runtime.max_failures + 1,
+        max_preemptions=runtime.max_preemptions,
+    )
+    grid = list[Result]()
     if not board.finished:
-        with Display(study.name) as display:
+        status = StatusFile(store.study_folder(study.name) / "status.json", store.publish)
+        with Display(study.name, status) as display:
             if local:
                 from dp4tl_ray.runners.local import run_local
 
-                run_local(board, store, study.runtime, display)
+                run_local(board, store, runtime, display, more)
             else:
                 from dp4tl_ray.runners.cluster import run_on_ray
 
-                board = run_on_ray(board, store, study.runtime, display)
+                board, grid = run_on_ray(board, store, runtime, display, more)
     folder, results = store.study_folder(study.name), list[Result]()
     if plan.cells:
         results, folder = report_study(study, plan, store, board.errors())
         track(results, study.tracking.wandb, store.root)
     seconds = time.perf_counter() - started
-    return Outcome(results, board.ran, len(done), board.errors(), seconds, folder)
+    return Outcome(results, grid, board.ran, len(done), board.errors(), seconds, folder)
+
+
+def _search(study: Study, plan: Plan, store: Store) -> More | None:
+    """Return what chooses the cells of a study that is no grid."""
+    if study.search == "grid" or not plan.cells:
+        return None
+    from dp4tl_ray.search import LosslessSearch
+
+    search = LosslessSearch(plan, study.report.margin)
+    names = {steps[0]: name for name, steps in tasks_of(plan).items()}
+
+    def more(errors: Mapping[str, str]) -> Tasks:
+        cells = search.ask(collect(plan, store, errors), Predictions(plan, store))
+        keys = (cell.steps["finetune"] for cell in cells)
+        return {names[key]: [key] for key in keys}
+
+    return more
 
 
 def report_study(
@@ -115,7 +148,15 @@ def report_study(
     folder = store.study_folder(study.name)
     results = collect(plan, store, failures(plan, store) if errors is None else errors)
     write_results(results, folder / "results.jsonl")
-    write_report(results, folder, study.report.margin, Predictions(plan, store))
+    predictions, margin = Predictions(plan, store), study.report.margin
+    confidence = CONFIDENCE if study.search == "grid" else SEARCH_CONFIDENCE
+    write_report(results, folder, margin, predictions, confidence)
+    if study.search == "lossless":
+        from dp4tl_ray.search import LosslessSearch, verdict_table
+
+        text = verdict_table(LosslessSearch(plan, margin).verdicts(results, predictions))
+        write_atomically(folder / "search.md", lambda part: part.write_text(text))
+    store.publish_folder(folder)
     return results, folder
 
 
@@ -138,4 +179,5 @@ def triage_study(study: Study, store: Store, local: bool) -> tuple[str, set[str]
     path = store.study_folder(study.name) / "triage.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda part: part.write_text(table, encoding="utf-8"))
+    store.publish_folder(path.parent)
     return table, set(outcome.errors.values()), path

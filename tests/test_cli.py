@@ -193,7 +193,7 @@ def start(path: Path, store: Path, *options: str) -> subprocess.Popen[str]:
 
 def wait_for_checkpoint(store: Path, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 200
-    while not list(store.glob("pretrain/*/checkpoint.safetensors")):
+    while not list(store.glob("pretrain/*/checkpoint/*/facts.json")):
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()
         time.sleep(0.05)
 

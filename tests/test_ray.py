@@ -13,10 +13,8 @@ import pytest
 
 from dp4tl_ray.cli import main
 from dp4tl_ray.results import read_results
-from dp4tl_ray.runners.cluster import cells_of
 from dp4tl_ray.specs.records import Result
-from dp4tl_ray.sweep import plan_study
-from tests.conftest import recipe, study_data, tiny_study
+from tests.conftest import recipe, study_data
 from tests.processes import descendants, gone, kill, title
 
 pytestmark = pytest.mark.ray
@@ -66,7 +64,7 @@ def results(store: Path) -> list[Result]:
 def what_was_computed(store: Path) -> dict[str, Any]:
     """Map each cell to all that must not depend on where it ran."""
     return {
-        f"{r.method} {r.pruning_ratio} {r.pretraining}": (
+        f"{r.method} {r.pruning_ratio} {r.pretraining} {r.seed}": (
             r.status, r.metrics, r.val_accuracy, r.subset_digest, r.predictions_digest
         )
         for r in results(store)
@@ -112,7 +110,7 @@ SLOW = {
 
 def wait_for_checkpoint(store: Path, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 200
-    while not list(store.glob("pretrain/*/checkpoint.safetensors")):
+    while not list(store.glob("pretrain/*/checkpoint/*/facts.json")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
 
@@ -151,13 +149,3 @@ def test_a_driver_that_ends_leaves_a_store_to_continue_from_and_no_process(
     assert manifest["resumed"] is True
     assert run_here(path, tmp_path / "straight") == 0
     assert weights(tmp_path / "halted") == weights(tmp_path / "straight")
-
-
-def test_a_trial_is_one_pretraining_with_its_transfers(pictures: Pictures) -> None:
-    study = tiny_study(pictures, transfers=["linear_probe", "full_finetune"], seeds=[0, 1])
-    plan = plan_study(study)
-    cells = cells_of(plan)
-    assert len(cells) == plan.unique()["pretrain"] + 1  # and one for the raw pixels
-    assert sorted(k for keys in cells.values() for k in keys) == sorted(
-        k for k, step in plan.steps.items() if step.stage == "finetune"
-    )

@@ -1,9 +1,9 @@
 """Run a plan on Ray: Tune decides which cells run, Train does the work, the store joins them.
 
-One Tune trial is one pretraining with its transfers: a light function on the head that waits for
-its steps. Lanes do the work: a lane is ONE Train run whose workers take step after step from the
-board until there are none, because starting a Train run costs half a minute and a warm lane
-nothing. No trial ever waits inside Train, which would leak placement groups.
+One Tune trial is one cell: a light function on the head that waits for its steps. Lanes do the
+work: a lane is ONE Train run whose workers take step after step from the board until there are
+none, because starting a Train run costs half a minute and a warm lane nothing. No trial ever waits
+inside Train, which would leak placement groups.
 """
 
 import contextlib
@@ -14,20 +14,23 @@ import shutil
 import signal
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from dp4tl_ray.plan import Plan
-from dp4tl_ray.runners.admission import InfeasibleError, lanes_that_fit
-from dp4tl_ray.runners.board import Board
-from dp4tl_ray.runners.lane import IDLE_RESTARTS, POLL_SECONDS, Lane, start_board
+from dp4tl_ray.runners.admission import InfeasibleError
+from dp4tl_ray.runners.board import Board, More
+from dp4tl_ray.runners.desk import open_desk
+from dp4tl_ray.runners.fleet import Fleet
+from dp4tl_ray.runners.lane import POLL_SECONDS
 from dp4tl_ray.runners.progress import Display
+from dp4tl_ray.specs.records import Result
 from dp4tl_ray.specs.study import Runtime
 from dp4tl_ray.store import Store
 
+MAX_TRIALS = 16
+"""Trials that wait at a time: each is a process on the head, and the lanes do not need them."""
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
@@ -41,10 +44,28 @@ SETTINGS = {
 """Environment of Ray, unless the user has set it otherwise."""
 
 
-def run_on_ray(board: Board, store: Store, runtime: Runtime, display: Display) -> Board:
-    """Run every step of a board on Ray; returns the board as it ended.
+def run_on_ray(
+    board: Board,
+    store: Store,
+    runtime: Runtime,
+    display: Display,
+    more: More | None = None,
+    scheduler: Any = None,
+) -> tuple[Board, list[Result]]:
+    """Run every step of a board on Ray.
 
     Uses the cluster that RAY_ADDRESS names, else starts Ray on this machine and ends it again.
+
+    Args:
+        board: What is to do.
+        store: Where artifacts are and go.
+        runtime: How wide to run.
+        display: Shows the progress.
+        more: Asked for cells to add as others end.
+        scheduler: A scheduler of Ray Tune, which may stop cells; null stops none.
+
+    Returns:
+        The board as it ended, and the lines of Tune's `ResultGrid`.
 
     Raises:
         InfeasibleError: The lanes do not fit; said with the arithmetic, before any work.
@@ -53,7 +74,7 @@ def run_on_ray(board: Board, store: Store, runtime: Runtime, display: Display) -
     run_folder.mkdir(parents=True)
     try:
         with _quiet(run_folder / "ray.log"), _ray():
-            ended = _run(board, store, runtime, display, run_folder)
+            ended = _run(board, store, runtime, display, run_folder, more, scheduler)
     except (KeyboardInterrupt, InfeasibleError):
         shutil.rmtree(run_folder, ignore_errors=True)
         raise  # after any other error the log stays, for whoever has to find out
@@ -61,36 +82,67 @@ def run_on_ray(board: Board, store: Store, runtime: Runtime, display: Display) -
     return ended
 
 
-def _run(board: Board, store: Store, runtime: Runtime, display: Display, run_folder: Path) -> Board:
+def _run(
+    board: Board,
+    store: Store,
+    runtime: Runtime,
+    display: Display,
+    run_folder: Path,
+    more: More | None,
+    scheduler: Any,
+) -> tuple[Board, list[Result]]:
     """Start board and lanes, run the trials, and wait for the lanes to end."""
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    num_lanes, resources = lanes_that_fit(runtime, nodes, may_grow="RAY_ADDRESS" in os.environ)
-    desk = start_board(board)
-    # every step may end its lane a few times before the board gives it up
-    restarts = IDLE_RESTARTS + board.max_attempts * board.num_open
-    lanes = [
-        Lane(f"lane{index}", desk, store, runtime, resources, run_folder, restarts)
-        for index in range(min(num_lanes, board.num_open))
-    ]
-    stop = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(desk, lanes, display, stop), daemon=True)
+    from dp4tl_ray.runners.preflight import check_nodes
+    from dp4tl_ray.runners.trials import run_trials
+
+    board.expecting = more is not None
+    desk, name = open_desk(board)
+    fleet = Fleet(desk, store.uri, runtime, run_folder, len(board.open))
+    if problems := check_nodes(store.uri, gpus=fleet.cuda):
+        raise InfeasibleError("\n".join(problems))
+    width = fleet.formation.lanes * runtime.pretrain_workers + fleet.formation.single_lanes
+    at_a_time = min(max(4, 2 * width), MAX_TRIALS)
+    stop, working = threading.Event(), threading.Event()
+    watcher = threading.Thread(target=_watch, args=(fleet, display, stop, working), daemon=True)
     watcher.start()
     try:
-        _wait_for_lane(desk, lanes)
-        _tune(board, desk, 2 * len(lanes), run_folder)
+        # lanes and trials start processes that import much: on a small machine the trials, which
+        # only wait for the lanes, would hold them up
+        working.wait()
+        lines = run_trials(board, desk, name, store.uri, at_a_time, run_folder, more, scheduler)
         watcher.join()  # whatever became of the trials, the lanes have finished the board
     except BaseException:
-        _end_lanes(lanes)
+        stop.set()
+        fleet.end(seconds=0)
         raise
     finally:
         stop.set()
         watcher.join()
-    for lane in lanes:
-        lane.thread.join(timeout=60)
+    fleet.end(seconds=60)
     ended: Board = ray.get(desk.board.remote())
-    return ended
+    return ended, lines
+
+
+def _watch(fleet: Fleet, display: Display, stop: threading.Event, working: threading.Event) -> None:
+    """Look after the lanes and draw the board until nothing is left to do."""
+    import ray
+
+    while not stop.wait(POLL_SECONDS):
+        try:
+            summary = fleet.tick()
+            if summary is None:
+                break
+            display.update(summary, len(fleet.lanes), fleet.note)
+            if summary.running or summary.over:
+                working.set()
+        except ray.exceptions.GetTimeoutError:
+            continue  # a busy machine; the lanes are still to be watched
+        except Exception:
+            logging.getLogger("dp4tl").exception("the lanes are no longer watched")
+            break  # Ray is going down; the driver says why
+    working.set()
 
 
 # -- Ray itself ------------------------------------------------------------------------------------
@@ -144,109 +196,3 @@ def _replace_handlers(file: TextIO) -> list[tuple["logging.StreamHandler[TextIO]
                 changed.append((handler, handler.stream))
                 handler.setStream(file)
     return changed
-
-
-def _wait_for_lane(desk: Any, lanes: list[Lane]) -> None:
-    """Let the first lane start before the trials do.
-
-    Both start processes that import much; on a small machine the trials, which only wait for the
-    lane, would hold it up.
-    """
-    import ray
-
-    while any(lane.thread.is_alive() for lane in lanes) and not ray.get(desk.asked.remote()):
-        time.sleep(POLL_SECONDS)
-
-
-def _end_lanes(lanes: list[Lane]) -> None:
-    """End the Train runs of an interrupted study, so that their threads leave Ray before it ends.
-
-    A thread that is inside Ray while it shuts down takes the whole process with it, message and
-    exit code included. Train runs its controllers on the driver's machine.
-    """
-    import ray
-    from ray.util.state import list_actors
-
-    job = ray.get_runtime_context().get_job_id()
-    mine = [("class_name", "=", "TrainController"), ("state", "=", "ALIVE"), ("job_id", "=", job)]
-    with contextlib.suppress(Exception):  # Ray may be what has failed
-        for actor in list_actors(filters=mine, detail=True):
-            os.kill(actor.pid, signal.SIGKILL)
-        for lane in lanes:
-            lane.thread.join(timeout=10)
-
-
-def _watch(desk: Any, lanes: list[Lane], display: Display, stop: threading.Event) -> None:
-    """Draw the board until all lanes have ended; what a dead lane held goes to the others."""
-    import ray
-
-    alive = list(lanes)
-    while not stop.wait(POLL_SECONDS):
-        try:
-            display.update(ray.get(desk.summary.remote(), timeout=30))
-            for lane in [lane for lane in alive if not lane.thread.is_alive()]:
-                ray.get(desk.release.remote(lane.name), timeout=30)
-                alive.remove(lane)
-            if not alive:
-                errors = "; ".join(lane.error for lane in lanes if lane.error)
-                ray.get(desk.close.remote(errors or "every lane has ended"), timeout=30)
-                return
-        except ray.exceptions.GetTimeoutError:
-            continue  # a busy machine; the lanes are still to be watched
-        except Exception:
-            return  # Ray is going down; the driver says why
-
-
-# -- cells -----------------------------------------------------------------------------------------
-
-
-def cells_of(plan: Plan) -> dict[str, list[str]]:
-    """Group the last steps by the pretraining that they rest on: one cell each."""
-    if not plan.cells:  # a run that stops before results: its last steps, each on its own
-        return {key: [key] for key, users in plan.users.items() if not users}
-    cells: dict[str, list[str]] = {}
-    for cell in plan.cells:
-        keys = cells.setdefault(cell.steps.get("pretrain", "raw_pixels"), [])
-        keys += [key for key in (cell.steps["finetune"],) if key not in keys]
-    return cells
-
-
-def _tune(board: Board, desk: Any, at_a_time: int, folder: Path) -> None:
-    """Run the sweep: one light trial per cell that is not finished."""
-    from ray import tune
-
-    cells = [
-        {"name": board.plan.steps[key].name if key in board.plan.steps else key, "steps": steps}
-        for key, steps in cells_of(board.plan).items()
-        if any(board.entries[step].state != "done" for step in steps)
-    ]
-    trainable = tune.with_resources(wait_for_cell, {"CPU": 0, "node:__internal_head__": 0.001})
-    tune.Tuner(
-        trainable,
-        param_space={"cell": tune.grid_search(cells), "desk": desk},
-        tune_config=tune.TuneConfig(max_concurrent_trials=at_a_time, reuse_actors=True),
-        run_config=tune.RunConfig(
-            name="cells",
-            storage_path=str(folder),
-            verbose=0,
-            # a trial only waits: one whose process was shot waits again
-            failure_config=tune.FailureConfig(max_failures=3),
-        ),
-    ).fit()
-
-
-def wait_for_cell(config: dict[str, Any]) -> None:
-    """Trial: wait until the steps of one cell have ended, passing their progress to Tune."""
-    import ray
-    from ray import tune
-
-    keys, latest = config["cell"]["steps"], dict[str, Any]()
-    while True:
-        ended, error, progress = ray.get(config["desk"].status.remote(keys))
-        if progress and progress != latest:
-            latest = progress
-            tune.report({**progress, "ended": False})
-        if ended:
-            break
-        time.sleep(POLL_SECONDS)
-    tune.report({"ended": True, "failed": bool(error), "error": error})

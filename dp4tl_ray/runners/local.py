@@ -5,7 +5,7 @@ import time
 
 import torch
 
-from dp4tl_ray.runners.board import Board
+from dp4tl_ray.runners.board import Board, More
 from dp4tl_ray.runners.progress import Display
 from dp4tl_ray.runners.step import choose_device, run_step
 from dp4tl_ray.specs.study import Runtime
@@ -13,24 +13,53 @@ from dp4tl_ray.store import Store
 from dp4tl_ray.training.worker import Worker
 
 
-def run_local(board: Board, store: Store, runtime: Runtime, display: Display) -> None:
-    """Run every step of a board with one worker; returns when nothing is left."""
+def run_local(
+    board: Board, store: Store, runtime: Runtime, display: Display, more: More | None = None
+) -> None:
+    """Run every step of a board in this process; returns when nothing is left.
+
+    One process takes the shares of all `pretrain_workers` one after another, so that it computes
+    what they would; it holds the whole network, whatever `sharding` says.
+
+    Args:
+        board: What is to do.
+        store: Where artifacts are and go.
+        runtime: Threads, device, and how a batch is shared.
+        display: Shows the progress.
+        more: Asked for cells to add when nothing is left.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(runtime.threads_per_worker)
-    worker = Worker(device=choose_device(runtime))
+    worker = Worker(
+        device=choose_device(runtime),
+        shards=runtime.pretrain_workers,
+        microbatch=runtime.microbatch,
+        compile=runtime.compile,
+    )
     stop = threading.Event()
     drawing = threading.Thread(target=_draw, args=(board, display, stop), daemon=True)
     drawing.start()
     try:
-        while (keys := board.take("local")) is not None:
-            for key in keys:
+        while True:
+            keys = board.take("local")
+            if keys is None and not _add(board, more):
+                break
+            for key in keys or ():
                 run_step(key, board.plan.steps, store, worker, board)
-            if not keys:
+            if keys == []:
                 time.sleep(0.2)  # another driver is at what is left
     finally:
         stop.set()
         drawing.join()
         torch.set_num_threads(threads)
+
+
+def _add(board: Board, more: More | None) -> bool:
+    """Put the cells on the board that a search still needs; returns whether there are any."""
+    tasks = more(board.errors()) if more else {}
+    for name, keys in tasks.items():
+        board.want(name, keys)
+    return bool(board.open)
 
 
 def _draw(board: Board, display: Display, stop: threading.Event) -> None:

@@ -9,24 +9,23 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
 from dp4tl_ray.runners.board import Summary, share_done
+from dp4tl_ray.runners.status import State, StatusFile, duration
 
+EMPTY = Summary(0, 0, 0, (), 0.0, 0.0, 0, 0, True)
 EARLY = 0.03
 """Share of the work below which an estimate of the rest would be a guess."""
 
 
-def duration(seconds: float) -> str:
-    """Write a duration for people."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
 class Display:
-    """Steps done, running, failed and to go, with an estimate of the time left."""
+    """Steps done, running, failed and to go, with an estimate of the time left.
 
-    def __init__(self, title: str) -> None:
+    Args:
+        title: Name of the study.
+        status: Written along with it, for other machines; null writes nothing.
+    """
+
+    def __init__(self, title: str, status: StatusFile | None = None) -> None:
+        self.status, self.latest = status, EMPTY
         # bound now, because what Ray prints is diverted from sys.stderr while it runs
         self.console = Console(file=sys.stderr)
         self.started = time.perf_counter()
@@ -52,26 +51,38 @@ class Display:
         trace: TracebackType | None,
     ) -> None:
         self.bar.stop()
+        if self.status is not None and self.latest is not EMPTY:
+            ended: State = "failed" if kind or self.latest.failed else "done"
+            interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
+            self.status.close(
+                "interrupted" if interrupted else ended, self.latest.done, self.latest.failed
+            )
 
-    def update(self, summary: Summary) -> None:
-        """Draw the state of the board."""
+    def update(self, summary: Summary, lanes: int = 1, note: str = "") -> None:
+        """Draw the state of the board, with the lanes at work and what they wait for."""
+        self.latest = summary
         if self.cost_before is None:
             self.cost_before = summary.cost_done
-        partial = sum(share_done(progress) for _, progress in summary.running)
+        partial = sum(share_done(step.progress) for step in summary.running)
         to_go = summary.total - summary.done - summary.failed - len(summary.running)
         text = f"{summary.done} done, {len(summary.running)} running, {to_go} to go"
         if summary.failed:
             text += f", [red]{summary.failed} failed[/red]"
-        text += self._eta(summary)
-        for name, progress in summary.running[:1]:
-            text += f" | {name}" + (f" {share_done(progress):.0%}" if progress else "")
+        seconds_left = self._seconds_left(summary)
+        if seconds_left is not None:
+            text += f", about {duration(seconds_left)} left"
+        if self.status is not None:
+            self.status.update(summary, seconds_left, lanes)
+        text += f" | {note}" if note else ""
+        for step in summary.running[:1]:
+            text += f" | {step.stage} {step.name}"
+            text += f" {share_done(step.progress):.0%}" if step.progress else ""
         done = (summary.done + summary.failed + partial) / max(1, summary.total)
         self.bar.update(self.task, completed=done, counts=text)
 
-    def _eta(self, summary: Summary) -> str:
+    def _seconds_left(self, summary: Summary) -> float | None:
         gained = summary.cost_done - (self.cost_before or 0.0)
         left = summary.cost_total - summary.cost_done
         if left <= 0 or gained < EARLY * left:
-            return ""
-        elapsed = time.perf_counter() - self.started
-        return f", about {duration(elapsed * left / gained)} left"
+            return None
+        return (time.perf_counter() - self.started) * left / gained

@@ -11,14 +11,15 @@ import torch
 from dp4tl_ray.lease import Lease, LeaseHeldError
 from dp4tl_ray.plan import PlannedStep
 from dp4tl_ray.runners.admission import InfeasibleError
+from dp4tl_ray.runners.log import StepLog
 from dp4tl_ray.specs.study import Runtime
 from dp4tl_ray.stages.bench import StageError
 from dp4tl_ray.stages.run import compute
-from dp4tl_ray.store import Store
-from dp4tl_ray.training.fit import TrainingError
+from dp4tl_ray.store import Store, StoreError
+from dp4tl_ray.training.fit import Halted, TrainingError
 from dp4tl_ray.training.worker import Progress, Worker
 
-Outcome = Literal["ran", "found", "held", "failed"]
+Outcome = Literal["ran", "found", "held", "failed", "halted"]
 
 
 class Desk(Protocol):
@@ -36,8 +37,12 @@ class Desk(Protocol):
     def postpone(self, key: str) -> None:
         """Put a step back because another driver computes it."""
 
-    def progress(self, key: str, progress: Progress) -> None:
-        """Note how far a step is."""
+    def put_back(self, key: str) -> None:
+        """Put a step back that was halted because nobody waits for it."""
+
+    def progress(self, key: str, progress: Progress) -> bool:
+        """Note how far a step is; returns whether somebody still waits for it."""
+        ...
 
 
 def alone(outcome: Outcome) -> Outcome:
@@ -64,7 +69,13 @@ def run_step(
     name = f"{step.stage} {step.name}"
     outcome: Outcome = "ran"
     error = trace = ""
-    worker = replace(worker, report=lambda progress: desk.progress(key, progress))
+    log = StepLog(store.folder(step))
+
+    def report(progress: Progress) -> bool:
+        log.progress(progress)
+        return desk.progress(key, progress)
+
+    worker = replace(worker, report=report)
     try:
         with contextlib.ExitStack() as stack:
             lease: Lease | None = None
@@ -76,18 +87,29 @@ def run_step(
                     outcome = "held"
             outcome = share(outcome)
             if outcome == "ran":
+                if worker.rank == 0:
+                    log.start(worker)
                 compute(step, steps, store, worker, lease)
     except LeaseHeldError:
         outcome = "held"  # lost while working: whoever took it over computes the same
+    except Halted:
+        outcome = "halted"
     except (StageError, TrainingError) as problem:
         outcome, error = "failed", f"{name}: {problem}"
     except Exception as problem:
         outcome, error = "failed", f"{name}: {type(problem).__name__}: {problem}"
         trace = traceback.format_exc()
         if worker.world_size > 1:
+            log.write(f"worker {worker.rank} ends its lane: {error}\n{trace}")
             desk.blame(key, error)
             raise
     if worker.rank == 0:
+        if outcome in ("ran", "failed", "halted"):
+            log.write(
+                {"ran": "done"}.get(outcome, outcome) + (f": {error}\n{trace}" if error else "")
+            )
+            with contextlib.suppress(OSError, StoreError):  # a log is not worth a step
+                store.publish(log.path)
         if outcome == "failed":
             store.note_failure(step, error, trace)
         _report(key, outcome, error, desk)
@@ -99,6 +121,8 @@ def _report(key: str, outcome: Outcome, error: str, desk: Desk) -> None:
             desk.finish(key, ran=outcome == "ran")
         case "held":
             desk.postpone(key)
+        case "halted":
+            desk.put_back(key)
         case "failed":
             desk.fail(key, error)
 

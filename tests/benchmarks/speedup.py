@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 
 from dp4tl_ray.specs.load import load_study
-from dp4tl_ray.store import Store
+from dp4tl_ray.store import open_store
 from dp4tl_ray.sweep import plan_study, run_study
 from tests.benchmarks.figure import Figure, figure
 
@@ -21,7 +21,7 @@ def pretraining_speedup() -> Iterator[Figure]:
     epochs = next(p for p in study.networks if p.budget.epochs)
     study = study.model_copy(update={"pretraining": (epochs,)})
     with tempfile.TemporaryDirectory() as folder:
-        outcome = run_study(study, plan_study(study), Store(Path(folder)), local=True)
+        outcome = run_study(study, plan_study(study), open_store(folder), local=True)
     seconds = {
         ratio: median(r.pretrain_seconds for r in outcome.results if r.pruning_ratio == ratio)
         for ratio in (0.0, 0.8)
