@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in $(PYTHONS); do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: quickstart test check unit hosts bench embedded methods
+.PHONY: quickstart test check unit hosts faults bench embedded methods
 
 .venv/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "needs Python 3.11 or newer: make PYTHON=/path/to/python"; exit 2; }
@@ -30,6 +30,10 @@ unit: .venv/installed
 # cluster.yaml on two hosts made of network namespaces; root only, on Linux
 hosts: .venv/installed
 	$(BIN)/pytest -q -m hosts tests/hosts
+
+# 64 injected faults: 45 minutes on two cores; two kinds of them need root
+faults: .venv/installed
+	$(BIN)/python -m tests.faults
 
 # one JSON object per line: make bench, or make bench BENCH=name
 bench: .venv/installed

@@ -82,7 +82,7 @@ def test_the_documented_store_lines_are_shell(tmp_path: Path) -> None:
 
 # -- a mock of AWS ---------------------------------------------------------------------------------
 
-REMOTE = """#!{python}
+REMOTE = """#!{python} -SE
 import json, os, sys
 with open(os.environ["CALLS"], "a") as file:
     print(json.dumps(sys.argv), file=file)

@@ -34,7 +34,8 @@ RINGS = {
 FREE_OF_SPECS = {"algorithms"}
 ONLY_IN = {
     "ray": {
-        f"runners/{name}.py" for name in ("cluster", "desk", "fleet", "lane", "preflight", "trials")
+        f"runners/{name}.py"
+        for name in ("cluster", "desk", "fleet", "lane", "interface", "preflight", "trials")
     },
     "wandb": {"tracking.py"},
     "obstore": {"objects/bucket.py"},

@@ -128,7 +128,7 @@ def test_two_workers_survive_the_death_of_one(study: Callable[..., Path], tmp_pa
     assert manifest["resumed"] is True and manifest["num_workers"] == 2
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_driver_that_ends_leaves_a_store_to_continue_from_and_no_process(
     study: Callable[..., Path], tmp_path: Path, how: signal.Signals
 ) -> None:

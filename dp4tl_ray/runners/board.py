@@ -57,6 +57,8 @@ class Crew:
     """Whether it takes only steps that no workers share."""
     nodes: frozenset[str]
     """Where its workers are."""
+    given: tuple[str, ...] = ()
+    """What it was last given."""
 
 
 def share_done(progress: Progress) -> float:
@@ -230,7 +232,17 @@ class Board:
             entry.lane, entry.taken_at = lane, now
             entry.attempts += 1
             self._move(key, "running")
+        crew.given = tuple(chosen)
         return chosen
+
+    def held_by(self, lane: str) -> list[str]:
+        """Return what a lane is at."""
+        crew = self.crews.get(lane)
+        return [
+            key
+            for key in (crew.given if crew else ())
+            if self.entries[key].state == "running" and self.entries[key].lane == lane
+        ]
 
     def _surplus(self, crew: Crew) -> bool:
         """Whether an idle lane will not be needed: there are fewer steps to come than lanes."""
@@ -240,8 +252,9 @@ class Board:
 
     def release(self, lane: str, preempted: bool = False) -> None:
         """Put back, or give up, what a lane held when it died; nothing when it held nothing."""
+        held = self.held_by(lane)
         self.crews.pop(lane, None)
-        for key in [k for k, e in self.entries.items() if e.state == "running" and e.lane == lane]:
+        for key in held:
             entry = self.entries[key]
             name = f"{entry.step.stage} {entry.step.name}"
             if preempted:

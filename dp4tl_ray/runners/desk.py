@@ -47,8 +47,9 @@ class DeskActor:
     ) -> list[str] | None:
         """Give a lane its next work."""
         self._asked.add(lane)
-        before = self._board.crews.get(lane)
-        lost = before is not None and not before.nodes <= alive_nodes().keys()
+        lost = False
+        if self._board.held_by(lane):  # it died in the middle, perhaps with its node
+            lost = not self._board.crews[lane].nodes <= alive_nodes().keys()
         return self._board.take(lane, workers, single, nodes, preempted=lost)
 
     def note(self, what: str, *args: Any) -> Any:

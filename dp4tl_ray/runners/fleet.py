@@ -163,12 +163,25 @@ class Fleet:
             for lane in self.lanes:
                 lane.thread.join(timeout=10)
             remove_groups_of(job, address)
+            self._cancel_reservations()
             if self.may_grow:
                 from ray.autoscaler.sdk import request_resources
 
                 request_resources(bundles=[])
         except Exception as error:  # Ray may be what has failed
             log.debug("lanes were not ended cleanly: %s", error)
+
+    def _cancel_reservations(self) -> None:
+        """Give back what elastic runs that were shot reserved; Ray would keep it for minutes."""
+        if self.runtime.min_workers is None:
+            return
+        from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+            get_or_create_autoscaling_coordinator,
+        )
+
+        coordinator = get_or_create_autoscaling_coordinator()
+        for lane in self.lanes:
+            coordinator.cancel_request.remote(lane.requester)
 
 
 def remove_groups_of(job: str, address: str) -> int:

@@ -45,7 +45,9 @@ class Lane:
         max_restarts: int,
     ) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchTrainer
+
+        from dp4tl_ray.runners.interface import OnRaysNetwork
 
         cuda = "GPU" in worker and runtime.device != "cpu"
         width = 1 if single else runtime.pretrain_workers
@@ -61,7 +63,7 @@ class Lane:
                 "runtime": runtime,
                 "folder": os.getcwd(),
             },
-            torch_config=TorchConfig(
+            torch_config=OnRaysNetwork(
                 backend="nccl" if cuda else "gloo", timeout_s=COLLECTIVE_TIMEOUT_SECONDS
             ),
             scaling_config=ScalingConfig(
@@ -76,6 +78,8 @@ class Lane:
             ),
         )
         self.name, self.single, self.workers, self.error = name, single, width, ""
+        self.requester = f"train-{trainer.train_run_context.run_id}"
+        """How an elastic run calls itself where it asks for resources."""
         self.thread = threading.Thread(target=self._fit, args=(trainer,), daemon=True)
         self.thread.start()
 
@@ -140,6 +144,8 @@ def lane_loop(config: dict[str, Any]) -> None:
         size,
         device,
         sharding=runtime.sharding,
+        # a lane that shrank to one worker goes on with the arithmetic of all of them
+        shards=runtime.pretrain_workers if size == 1 and not config["single"] else 1,
         microbatch=runtime.microbatch,
         compile=runtime.compile,
     )

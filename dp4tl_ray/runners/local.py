@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import torch
 
@@ -30,8 +31,9 @@ def run_local(
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(runtime.threads_per_worker)
-    worker = Worker(
-        device=choose_device(runtime),
+    alone = Worker(device=choose_device(runtime))
+    together = replace(
+        alone,
         shards=runtime.pretrain_workers,
         microbatch=runtime.microbatch,
         compile=runtime.compile,
@@ -45,6 +47,7 @@ def run_local(
             if keys is None and not _add(board, more):
                 break
             for key in keys or ():
+                worker = together if board.entries[key].wide else alone
                 run_step(key, board.plan.steps, store, worker, board)
             if keys == []:
                 time.sleep(0.2)  # another driver is at what is left

@@ -297,3 +297,18 @@ def test_a_search_runs_fewer_pretrainings_than_the_grid_and_a_rerun_none(
     assert all(f"{ratio:g}" in table for ratio in tested)
     _, _, again = run(pictures, tmp_path, **changes)
     assert again.ran == 0 and again.results == outcome.results
+
+
+def test_what_stands_for_two_workers_leaves_a_transfer_to_one(
+    pictures: Pictures, tmp_path: Path
+) -> None:
+    once = {"transfer": "full_finetune", "epochs": 1, "lrs": [0.01], "weight_decays": [0.0]}
+    changes = {"methods": ["random_classes"], "pruning_ratios": [0.0], "transfers": [once]}
+    changes["pretraining"] = [{"objective": "supervised", **recipe()}]
+    outcomes = [
+        run(pictures, tmp_path / str(workers), **changes, runtime={"pretrain_workers": workers})[2]
+        for workers in (1, 2)
+    ]
+    assert not outcomes[0].errors and not outcomes[1].errors
+    one, two = (outcome.results[0].metrics for outcome in outcomes)
+    assert one is not None and two is not None and abs(one.accuracy - two.accuracy) < 0.1
