@@ -177,7 +177,16 @@ def is_alive(owner: dict[str, Any]) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    return not _is_zombie(owner["pid"])
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether a process has ended and nobody has asked how; on Linux alone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] == "Z"
 
 
 def file_holders(root: Path) -> list[Holder]:

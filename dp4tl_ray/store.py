@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -115,10 +116,17 @@ class Workbench:
     def growing(
         self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike
     ) -> Iterator[npt.NDArray[Any]]:
-        """Give an array to fill part by part, on disk, which then becomes NAME.npy."""
-        part = self.folder / f".{name}.growing"
-        array = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape)
+        """Give an array to fill part by part, on disk, which then becomes NAME.npy.
+
+        Nobody else fills the same file, not even one who held the step's lease before.
+        """
+        part = self.folder / f".{name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.growing"
         try:
+            array = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape)
+            if hasattr(os, "posix_fallocate"):  # not on macOS
+                with part.open("r+b") as file:
+                    # a hole that a full disk cannot fill would end this process without a word
+                    os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
             yield array
             array.flush()
             self.write(f"{name}.npy", lambda path: _move(part, path))

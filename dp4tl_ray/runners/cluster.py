@@ -7,6 +7,7 @@ inside Train, which would leak placement groups.
 """
 
 import contextlib
+import io
 import logging
 import os
 import secrets
@@ -175,13 +176,33 @@ def _ray() -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet(path: Path) -> Iterator[None]:
     """Divert what Ray prints and logs in this process to a file."""
-    with path.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+    file = _Log(path)
+    with (
+        contextlib.closing(file),
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+    ):
         handlers = _replace_handlers(file)
         try:
             yield
         finally:
             for handler, stream in handlers:
                 handler.setStream(stream)
+
+
+class _Log(io.StringIO):
+    """Appends to a file; a disk that is full costs the log, never the study."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        path.touch()
+
+    def write(self, text: str) -> int:
+        """Append a text."""
+        with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8") as file:
+            file.write(text)
+        return len(text)
 
 
 def _replace_handlers(file: TextIO) -> list[tuple["logging.StreamHandler[TextIO]", TextIO]]:

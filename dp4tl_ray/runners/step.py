@@ -22,6 +22,15 @@ from dp4tl_ray.training.worker import Progress, Worker
 Outcome = Literal["ran", "found", "held", "failed", "halted"]
 
 
+ENDINGS: dict[Outcome, str] = {
+    "ran": "done",
+    "held": "taken over by another driver",
+    "failed": "failed",
+    "halted": "halted: nobody waits for it",
+}
+"""What the log of a step says in the end."""
+
+
 class Desk(Protocol):
     """Where a lane reports; the board, or a handle of it."""
 
@@ -70,15 +79,15 @@ def run_step(
     outcome: Outcome = "ran"
     error = trace = ""
     log = StepLog(store.folder(step))
+    lease: Lease | None = None
 
     def report(progress: Progress) -> bool:
         log.progress(progress)
-        return desk.progress(key, progress)
+        return desk.progress(key, progress) and not _is_lost(lease)
 
     worker = replace(worker, report=report)
     try:
         with contextlib.ExitStack() as stack:
-            lease: Lease | None = None
             if worker.rank == 0:
                 try:
                     lease = stack.enter_context(store.lease(step))
@@ -89,7 +98,13 @@ def run_step(
             if outcome == "ran":
                 if worker.rank == 0:
                     log.start(worker)
-                compute(step, steps, store, worker, lease)
+                try:
+                    compute(step, steps, store, worker, lease)
+                except Exception as problem:
+                    if worker.world_size == 1 and _is_lost(lease):
+                        # what broke may be the work of whoever took the step over
+                        raise LeaseHeldError(name) from problem
+                    raise
     except LeaseHeldError:
         outcome = "held"  # lost while working: whoever took it over computes the same
     except Halted:
@@ -104,15 +119,25 @@ def run_step(
             desk.blame(key, error)
             raise
     if worker.rank == 0:
-        if outcome in ("ran", "failed", "halted"):
-            log.write(
-                {"ran": "done"}.get(outcome, outcome) + (f": {error}\n{trace}" if error else "")
-            )
+        if lease is not None and outcome != "found":
+            log.write(ENDINGS[outcome] + (f": {error}\n{trace}" if error else ""))
             with contextlib.suppress(OSError, StoreError):  # a log is not worth a step
                 store.publish(log.path)
         if outcome == "failed":
             store.note_failure(step, error, trace)
         _report(key, outcome, error, desk)
+
+
+def _is_lost(lease: Lease | None) -> bool:
+    """Whether somebody took a step over, as after this machine slept."""
+    try:
+        if lease is not None:
+            lease.check()
+    except LeaseHeldError:
+        return True
+    except (OSError, StoreError):  # nobody can tell while the store is away
+        return False
+    return False
 
 
 def _report(key: str, outcome: Outcome, error: str, desk: Desk) -> None:

@@ -204,7 +204,7 @@ def wait_for_cell(config: Mapping[str, Any]) -> None:
     report: dict[str, Any] = {"ended": True, "failed": bool(error), "error": error}
     if plan.cells:
         cell = plan.cells[int(name.removeprefix("cell"))]
-        result = result_of(plan, open_store(config["store"]), cell, error)
+        result = result_of(plan, open_store(config["store"], write=False), cell, error)
         if result is not None:
             report |= result.metrics.model_dump() if result.metrics else {}
             report["result"] = result.model_dump_json()
