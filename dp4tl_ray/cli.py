@@ -25,8 +25,8 @@ on a cluster:
 """
 
 
-READ_ONLY = {"plan", "status", "report"}
-"""Verbs that only look at what is in a store."""
+READ_ONLY = {"status", "report"}
+"""Verbs that only look at what is in a store, which has to be there."""
 
 
 def _parser() -> argparse.ArgumentParser:

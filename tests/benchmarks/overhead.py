@@ -1,6 +1,7 @@
 """What a warm lane adds to a pretraining, and where the start of a lane goes."""
 
 import contextlib
+import json
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,6 @@ from unittest import mock
 from dp4tl_ray.plan import Plan, make_plan
 from dp4tl_ray.runners.board import Board, Entry, tasks_of
 from dp4tl_ray.runners.cluster import run_on_ray
-from dp4tl_ray.runners.local import run_local
 from dp4tl_ray.runners.progress import Display
 from dp4tl_ray.specs.load import load_study
 from dp4tl_ray.specs.records import Manifest
@@ -74,6 +74,8 @@ def run_plan(plan: Plan, runtime: Runtime, on_ray: bool) -> Ran:
         if on_ray:
             board, _ = run_on_ray(board, store, runtime, display)
         else:
+            from dp4tl_ray.runners.local import run_local  # needs torch, which a driver does not
+
             run_local(board, store, runtime, display)
         wall = time.monotonic() - started
         if errors := board.errors():
@@ -110,6 +112,13 @@ def timed(*targets: str) -> Iterator[dict[str, tuple[float, float]]]:
         yield moments
 
 
+def resident_memory(pid: int | str = "self", peak: bool = False) -> float:
+    """Return the resident memory of a process, in bytes."""
+    name = "VmHWM" if peak else "VmRSS"
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return float(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
+
+
 def lane_overhead() -> Iterator[Figure]:
     """Compare the same pretrainings in a warm lane of one worker and in this process.
 
@@ -130,7 +139,8 @@ def lane_overhead() -> Iterator[Figure]:
     yield figure("sweep_wall_time_with_start", lane.wall, here.wall, "s")
 
 
-RAY_INIT, RAY_SHUTDOWN = "ray.init", "ray.shutdown"
+RAY_IS_UP = "dp4tl_ray.runners.cluster._run"
+"""Called between the start and the end of Ray."""
 OPEN_DESK = "dp4tl_ray.runners.cluster.open_desk"
 PREFLIGHT = "dp4tl_ray.runners.preflight.check_nodes"
 LANE, LANE_LOOP = "dp4tl_ray.runners.fleet.Lane", "dp4tl_ray.runners.lane.lane_loop"
@@ -140,14 +150,11 @@ LANES_END = "dp4tl_ray.runners.fleet.Fleet.end"
 def lane_start() -> Iterator[Figure]:
     """Time the parts of a start of Ray and of one lane, one after the other, and of the end.
 
-    Each against the whole start. For comparison, what one process takes to import what a worker
-    imports; a start has two such processes one after the other, Train's controller and the worker.
+    Each against the whole start, in fresh drivers. For comparison, what one process takes to import
+    what a worker imports; a start has two such processes one after the other, Train's controller
+    and the worker.
     """
-    import ray  # noqa: F401  the driver's own imports are not the lane's
-
-    study = embedded_study([*ONE_CELL, "seeds=[0]", "runtime={lanes: 1}"])
-    plan = make_plan(study)
-    starts = [_parts_of_a_start(plan, study.runtime) for _ in range(NUM_STARTS)]
+    starts = [in_a_process("tests.benchmarks.overhead") for _ in range(NUM_STARTS)]
     parts = {name: median(start[name] for start in starts) for name in starts[0]}
     imports = median(_import_seconds("ray.train.torch") for _ in range(NUM_STARTS))
     for name, seconds in parts.items():
@@ -155,10 +162,18 @@ def lane_start() -> Iterator[Figure]:
     yield figure("import_of_torch_and_ray_train", imports, parts["all"], "s of the start")
 
 
-def _parts_of_a_start(plan: Plan, runtime: Runtime) -> dict[str, float]:
-    """Run a plan in one lane; returns name -> seconds."""
+def in_a_process(module: str, *args: str) -> dict[str, float]:
+    """Run a module in a process of its own; returns the JSON that it prints last."""
+    done = subprocess.run([sys.executable, "-m", module, *args], stdout=subprocess.PIPE, check=True)
+    told: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return told
+
+
+def _parts_of_a_start() -> dict[str, float]:
+    """Run one cell in one lane; returns name -> seconds."""
     from dp4tl_ray.runners.lane import lane_loop
 
+    study = embedded_study([*ONE_CELL, "seeds=[0]", "runtime={lanes: 1}"])
     with tempfile.TemporaryDirectory() as folder:
         entered = Path(folder) / "entered"
 
@@ -167,21 +182,20 @@ def _parts_of_a_start(plan: Plan, runtime: Runtime) -> dict[str, float]:
             entered.write_text(str(time.monotonic()))
             lane_loop(config)
 
-        watched = (RAY_INIT, OPEN_DESK, PREFLIGHT, LANE, LANES_END, RAY_SHUTDOWN)
+        watched = (RAY_IS_UP, OPEN_DESK, PREFLIGHT, LANE, LANES_END)
         with mock.patch(LANE_LOOP, stamped), timed(*watched) as at:
-            ran = run_plan(plan, runtime, on_ray=True)
+            ran = run_plan(make_plan(study), study.runtime, on_ray=True)
         in_loop = float(entered.read_text())
     return {
-        "before_ray": at[RAY_INIT][0] - ran.started,
-        "ray_init": at[RAY_INIT][1] - at[RAY_INIT][0],
-        "import_of_tune": at[OPEN_DESK][0] - at[RAY_INIT][1],
+        "ray": at[RAY_IS_UP][0] - ran.started,
+        "import_of_tune": at[OPEN_DESK][0] - at[RAY_IS_UP][0],
         "desk_and_preflight": at[PREFLIGHT][1] - at[OPEN_DESK][0],
         "import_of_train": at[LANE][1] - at[PREFLIGHT][1],
         "train_until_the_loop": in_loop - at[LANE][1],
         "loop_until_the_first_step": ran.first_take + ran.started - in_loop,
         "all": ran.first_take,
         "end_of_lanes": at[LANES_END][1] - at[LANES_END][0],
-        "end_of_ray": at[RAY_SHUTDOWN][1] - at[RAY_SHUTDOWN][0],
+        "end_of_ray": ran.started + ran.wall - at[RAY_IS_UP][1],
         "from_last_step_to_end": ran.wall - ran.last_finish,
     }
 
@@ -190,3 +204,7 @@ def _import_seconds(module: str) -> float:
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
     return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    print(json.dumps(_parts_of_a_start()))
