@@ -215,6 +215,8 @@ def _run(study: "Study", store: "Store", local: bool, until: str) -> int:
                 print(artifact.file("kept_indices.npy"))
     elif outcome.results:
         print(f"report: {outcome.folder / 'results.md'}")
+        if study.search == "lossless":
+            print(f"largest lossless ratios: {outcome.folder / 'search.md'}")
     return 1 if outcome.errors else 0
 
 

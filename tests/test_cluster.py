@@ -4,7 +4,6 @@ import gc
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,13 +27,6 @@ WHOLE_NODE = {"device": "cpu", "worker_resources": {"GPU": 2.0}}
 LONG = {"objective": "supervised", **recipe(budget={"epochs": 100})}
 
 
-def free_port() -> int:
-    """Return a port that another Ray on this machine does not have."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A head that has no CPU and no GPU, and one node with two of each."""
@@ -42,7 +34,8 @@ def cluster() -> Iterator[Any]:
     os.environ["RAY_AUTH_MODE"] = "disabled"
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": free_port()}
+    # no port: another Ray on this machine may have taken the usual one
+    head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": None}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     cluster.add_node(num_cpus=2, num_gpus=2)
     os.environ["RAY_ADDRESS"] = cluster.address

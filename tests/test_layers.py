@@ -35,7 +35,7 @@ FREE_OF_SPECS = {"algorithms"}
 ONLY_IN = {
     "ray": {
         f"runners/{name}.py"
-        for name in ("cluster", "desk", "fleet", "lane", "interface", "preflight", "trials")
+        for name in ("cluster", "desk", "fleet", "lane", "preflight", "raytrain", "trials")
     },
     "wandb": {"tracking.py"},
     "obstore": {"objects/bucket.py"},

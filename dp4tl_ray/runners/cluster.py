@@ -158,8 +158,9 @@ def _ray() -> Iterator[None]:
     if address == "local":
         # nobody takes this machine away with a warning, and the watcher is one more slow start
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    if address == "local" and "RAY_AUTH_MODE" not in os.environ:
-        # a token of this run's own: nobody else on this machine may talk to it, and no file is left
+    if address == "local" and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
+        # a token of this run's own: nobody else on this machine may talk to it, and no file is
+        # left; once it is imported, Ray has made up its mind
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     import ray

@@ -45,14 +45,13 @@ class Lane:
         max_restarts: int,
     ) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
 
-        from dp4tl_ray.runners.interface import OnRaysNetwork
+        from dp4tl_ray.runners.raytrain import LaneTrainer, OnRaysNetwork
 
         cuda = "GPU" in worker and runtime.device != "cpu"
         width = 1 if single else runtime.pretrain_workers
         fewest = min(width, runtime.min_workers or width)
-        trainer = TorchTrainer(
+        trainer = LaneTrainer(
             lane_loop,
             train_loop_config={
                 "lane": name,

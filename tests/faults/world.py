@@ -149,7 +149,12 @@ class World:
         }
         from ray.cluster_utils import Cluster
 
-        head = {"num_cpus": 0, "include_dashboard": True, "_system_config": HEALTH_CHECKS}
+        head = {
+            "num_cpus": 0,
+            "include_dashboard": True,
+            "dashboard_port": None,  # another Ray on this machine may have the usual one
+            "_system_config": HEALTH_CHECKS,
+        }
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         for _ in range(2):
             self.cluster.add_node(num_cpus=1)

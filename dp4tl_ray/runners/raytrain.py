@@ -1,8 +1,4 @@
-"""Gloo on several machines: use the network that Ray uses.
-
-Left alone, gloo listens on the address that the machine's own name stands for. On Debian and Ubuntu
-that is 127.0.1.1, which no other machine can reach.
-"""
+"""Ray Train as lanes need it: gloo on the network of the nodes, and nothing of Ray Data."""
 
 import os
 import socket
@@ -10,15 +6,27 @@ import struct
 import sys
 from typing import Any
 
-from ray.train.torch import TorchConfig
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
 
 SIOCGIFADDR = 0x8915
 """Linux's request for the address of an interface."""
 
 
+class LaneTrainer(TorchTrainer):  # type: ignore[misc]
+    """A Train run without Ray Data, which would start a process of its own for every lane."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [one for one in callbacks if type(one).__name__ != "DatasetsCallback"]
+
+
 class OnRaysNetwork(TorchConfig):  # type: ignore[misc]
-    """Ray's settings of a process group, with gloo on the network that the nodes share."""
+    """Ray's settings of a process group, with gloo on the network that the nodes share.
+
+    Left alone, gloo listens on the address that the machine's own name stands for. On Debian and
+    Ubuntu that is 127.0.1.1, which no other machine can reach.
+    """
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
