@@ -204,7 +204,7 @@ def weights(store: Path) -> dict[str, bytes]:
     return found
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_whatever_ends_a_run_a_rerun_continues_to_the_same_weights(
     study: Callable[..., Path], tmp_path: Path, how: signal.Signals
 ) -> None:

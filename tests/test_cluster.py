@@ -17,8 +17,15 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import recipe, study_data
-from tests.processes import descendants, title
-from tests.test_ray import finish, run_here, start, weights, what_was_computed
+from tests.processes import descendants, kill, title
+from tests.test_ray import (
+    finish,
+    run_here,
+    start,
+    wait_for_checkpoint,
+    weights,
+    what_was_computed,
+)
 
 pytestmark = pytest.mark.ray
 Pictures = dict[str, str]
@@ -142,8 +149,14 @@ def test_every_way_to_share_a_pretraining_gives_what_one_process_gives(
     cluster: Any, study: Callable[..., Path], tmp_path: Path, sharding: str, workers: int
 ) -> None:
     runtime = {"sharding": sharding, "pretrain_workers": workers, "lanes": 1}
-    path = study(methods=["label_mapping"], runtime=runtime)
+    recipes = [{"objective": "supervised", **recipe(budget={"epochs": 30})}, "none"]
+    path = study(methods=["label_mapping"], pretraining=recipes, runtime=runtime)
     process = start(path, tmp_path / "ray")
+    if sharding == "ddp":  # one of its workers dies in the middle
+        wait_for_checkpoint(tmp_path / "ray", process)
+        victims = [p for p in descendants(os.getpid()) if "TrainWorker" in title(p)]
+        assert len(victims) == workers
+        kill(victims[0], signal.SIGKILL)
     code, out, err = finish(process)
     assert code == 0, (out, err)
     assert run_here(path, tmp_path / "local") == 0
@@ -156,6 +169,7 @@ def test_every_way_to_share_a_pretraining_gives_what_one_process_gives(
                 assert torch.equal(there[name][key], expected), (name, key)
     manifests = [json.loads(p.read_text()) for p in (tmp_path / "ray").glob("*/*/manifest.json")]
     wide = [m for m in manifests if m["stage"] in ("surrogate", "pretrain")]
+    assert any(m["resumed"] for m in manifests) == (sharding == "ddp")
     assert {m["num_workers"] for m in wide if m["metrics"].get("optimizer_steps")} == {workers}
 
 

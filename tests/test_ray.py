@@ -15,7 +15,7 @@ from dp4tl_ray.cli import main
 from dp4tl_ray.results import read_results
 from dp4tl_ray.specs.records import Result
 from tests.conftest import recipe, study_data
-from tests.processes import descendants, gone, kill, title
+from tests.processes import descendants, gone
 
 pytestmark = pytest.mark.ray
 Pictures = dict[str, str]
@@ -115,33 +115,19 @@ def wait_for_checkpoint(store: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
-def test_two_workers_survive_the_death_of_one(study: Callable[..., Path], tmp_path: Path) -> None:
-    path = study(**SLOW, runtime={"pretrain_workers": 2, "lanes": 1})
-    process = start(path, tmp_path / "shot")
-    wait_for_checkpoint(tmp_path / "shot", process)
-    workers = [p for p in descendants(process.pid) if "TrainWorker" in title(p)]
-    assert len(workers) == 2
-    kill(workers[0], signal.SIGKILL)
-    code, out, err = finish(process)
-    assert code == 0, (out, err)
-    manifest = json.loads(next((tmp_path / "shot").glob("pretrain/*/manifest.json")).read_text())
-    assert manifest["resumed"] is True and manifest["num_workers"] == 2
-
-
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_driver_that_ends_leaves_a_store_to_continue_from_and_no_process(
-    study: Callable[..., Path], tmp_path: Path, how: signal.Signals
+    study: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = study(**SLOW, runtime={"lanes": 1})
     process = start(path, tmp_path / "halted")
     wait_for_checkpoint(tmp_path / "halted", process)
     below = descendants(process.pid)
     assert len(below) > 5
-    process.send_signal(how)
+    process.send_signal(signal.SIGTERM)
     code, _, err = finish(process)
-    assert code == (-signal.SIGKILL if how is signal.SIGKILL else 130)
+    assert code == 130
     assert "Traceback" not in err
-    assert gone(below, seconds=90)  # after a SIGKILL Ray's agents take a while to notice
+    assert gone(below)
     assert not list((tmp_path / "halted").glob("pretrain/*/manifest.json"))
 
     assert run_here(path, tmp_path / "halted") == 0
