@@ -83,6 +83,7 @@ def tiny_study(pictures: dict[str, str], **changes: Any) -> Study:
     return Study.model_validate(study_data(pictures, **changes))
 
 
+@pytest.hookimpl(tryfirst=True)  # before the names of the groups are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep a file's tests on one of several processes, and all that start Ray on the same one.
 
