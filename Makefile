@@ -25,7 +25,7 @@ check: .venv/installed
 	$(BIN)/mypy dp4tl_ray tests
 
 unit: .venv/installed
-	$(BIN)/pytest -q --durations=10 -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest -q --durations=10 -n 2 --dist loadfile --no-loadscope-reorder
 
 # cluster.yaml on two hosts made of network namespaces; root only, on Linux
 hosts: .venv/installed

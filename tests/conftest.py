@@ -83,18 +83,6 @@ def tiny_study(pictures: dict[str, str], **changes: Any) -> Study:
     return Study.model_validate(study_data(pictures, **changes))
 
 
-@pytest.hookimpl(tryfirst=True)  # before the names of the groups are read
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests on one of several processes, and all that start Ray on the same one.
-
-    Those come first: they take longest, and mostly wait.
-    """
-    for item in items:
-        on_ray = item.get_closest_marker("ray") is not None
-        item.add_marker(pytest.mark.xdist_group("ray" if on_ray else item.path.name))
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
-
-
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """Endpoint of an S3 server in this process, which has the bucket `stores`."""
