@@ -173,7 +173,8 @@ def _open(uri: str, verb: str) -> "Store":
 def _plan(study: "Study", store: "Store", as_json: bool) -> int:
     from dp4tl_ray.sweep import counts, plan_study
 
-    plan = plan_study(study)
+    absent = list[str]()
+    plan = plan_study(study, absent=absent)
     done = store.finished(plan.steps.values())
     stages = counts(plan, done)
     if as_json:
@@ -187,13 +188,16 @@ def _plan(study: "Study", store: "Store", as_json: bool) -> int:
             }
             for key, step in plan.steps.items()
         ]
-        print(json.dumps({"study": study.name, "stages": stages, "steps": steps}, indent=1))
+        facts = {"study": study.name, "stages": stages, "steps": steps, "absent": absent}
+        print(json.dumps(facts, indent=1))
         return 0
     print(f"{study.name}: {len(plan.cells)} results\n")
     print(f"{'stage':<12}{'naive':>8}{'unique':>8}{'done':>8}{'to run':>8}")
     for stage, n in stages.items():
         to_run = n["unique"] - n["done"]
         print(f"{stage:<12}{n['naive']:>8}{n['unique']:>8}{n['done']:>8}{to_run:>8}")
+    if absent:
+        print("\n" + "\n".join(absent))
     return 0
 
 
@@ -209,6 +213,8 @@ def _run(study: "Study", store: "Store", local: bool, until: str) -> int:
     )
     for error in sorted(set(outcome.errors.values())):
         print(f"failed: {error}", file=sys.stderr)
+    for alarm in sorted({alarm for result in outcome.results for alarm in result.alarms}):
+        print(f"alarm: {alarm}", file=sys.stderr)
     if until == "prune":
         for step in plan.steps.values():
             if step.stage == "prune" and (artifact := store.find(step)):

@@ -5,6 +5,7 @@ the grid that need the same step share it: ratio 0 is shared by all methods, tar
 by all targets, a pretraining by all its transfers, one score by all ratios.
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from itertools import product
 from typing import Literal, Protocol
 
 from dp4tl_ray.specs.base import digest, label
-from dp4tl_ray.specs.data import Dataset
+from dp4tl_ray.specs.data import Dataset, ImageFolder
 from dp4tl_ray.specs.example_methods import Clustering
 from dp4tl_ray.specs.method import (
     AnyMethod,
@@ -28,7 +29,14 @@ from dp4tl_ray.specs.method import (
     within,
 )
 from dp4tl_ray.specs.network import AnyNetwork
-from dp4tl_ray.specs.pretraining import RawPixels, Supervised, Untrained
+from dp4tl_ray.specs.pretraining import (
+    AnyPretraining,
+    AnyTrained,
+    Pretrained,
+    RawPixels,
+    Supervised,
+    Untrained,
+)
 from dp4tl_ray.specs.selector import WholeUnits
 from dp4tl_ray.specs.steps import (
     ClusterStep,
@@ -42,19 +50,20 @@ from dp4tl_ray.specs.steps import (
     StepSpec,
     SurrogateStep,
 )
-from dp4tl_ray.specs.study import AnyPretraining, Study
-from dp4tl_ray.specs.transfer import FullFinetune, LinearProbe
+from dp4tl_ray.specs.study import Study
+from dp4tl_ray.specs.training import Training
+from dp4tl_ray.specs.transfer import KNN, AnyTransfer, LinearProbe
 from dp4tl_ray.specs.unit_methods import Counterfactual, RandomClasses
 
 STAGE_VERSIONS: dict[Stage, int] = {
     "data": 1,
-    "surrogate": 1,
+    "surrogate": 2,
     "embed": 2,
     "cluster": 1,
     "score": 2,
     "prune": 2,
-    "pretrain": 1,
-    "finetune": 1,
+    "pretrain": 2,
+    "finetune": 2,
 }
 """Raise a number when a stage computes something else than before: its old artifacts are then
 no longer found."""
@@ -65,14 +74,15 @@ HALF_OF_THE_CLASSES = RandomClasses(select=WholeUnits())
 
 
 class Fingerprint(Protocol):
-    """Identifies what lies outside of a study: the files of a dataset, the version of a plug-in."""
+    """Identifies what lies outside of a study: the files of a dataset, the version of a plug-in,
+    weights."""
 
-    def __call__(self, thing: Dataset | AnyMethod, role: Role = "source") -> str:
+    def __call__(self, thing: Dataset | AnyMethod | Pretrained, role: Role = "source") -> str:
         """Return a text that changes with the content; empty where the spec says everything."""
         ...
 
 
-def no_fingerprint(thing: Dataset | AnyMethod, role: Role = "source") -> str:
+def no_fingerprint(thing: Dataset | AnyMethod | Pretrained, role: Role = "source") -> str:
     """Identify everything by its spec alone, which is enough for what is embedded."""
     return ""
 
@@ -116,7 +126,7 @@ class Cell:
     pretraining: AnyPretraining
     network: AnyNetwork | None
     adversarial: str
-    transfer: LinearProbe | FullFinetune
+    transfer: AnyTransfer
     seed: int
     steps: Mapping[str, str]
     """Role -> digest: source, target, score, prune, pretrain, finetune."""
@@ -171,17 +181,17 @@ def _nominal_cost(steps: Mapping[str, PlannedStep], key: str) -> float:
     """Guess a cost in examples seen, as if every source had 10,000 examples."""
     spec = steps[key].spec
     match spec:
-        case PretrainStep(pretraining=Supervised(budget=budget)):
+        case PretrainStep(pretraining=Training() as recipe):
             kept = 1.0
             if (pruned := steps[key].inputs.get("prune")) is not None:
                 prune = steps[pruned].spec
                 assert isinstance(prune, PruneStep)
                 kept -= prune.pruning_ratio
-            return (budget.epochs or 0) * kept * 1e4 + (budget.examples_seen or 0)
-        case SurrogateStep(surrogate=surrogate):
-            return (surrogate.budget.epochs or 0) * 1e4 + (surrogate.budget.examples_seen or 0)
+        case SurrogateStep(surrogate=Training() as recipe):
+            kept = 1.0
         case _:
             return 1e3
+    return (recipe.budget.epochs or 0) * kept * 1e4 + (recipe.budget.examples_seen or 0)
 
 
 class _Planner:
@@ -194,7 +204,6 @@ class _Planner:
         # what is derived from a method, once: the memo tells specs apart by their id
         self.scored: dict[int, AnyMethod] = {}
         self.single: dict[int, AnyMethod] = {}
-        self.supervised: dict[int, Supervised] = {}
         needed = frozenset[Need]().union(*(needs(method) for method in study.methods))
         self.record: Record = (
             "divergences"
@@ -219,26 +228,49 @@ class _Planner:
 
     def data(self, dataset: Dataset, role: Role) -> str:
         def make() -> DataStep:
-            everything = {"shots": None} if hasattr(dataset, "shots") else {}
-            whole = dataset.model_copy(update=everything)  # draws of one dataset share its arrays
-            return DataStep(dataset=whole, role=role, fingerprint=self.fingerprint(dataset, role))
+            update: dict[str, object] = {}
+            if hasattr(dataset, "shots"):
+                update["shots"] = None  # draws of one dataset share its arrays
+            if isinstance(dataset, ImageFolder):
+                update["path"] = os.path.join(self.study.data_root, dataset.path)
+            whole = dataset.model_copy(update=update)
+            return DataStep(dataset=whole, role=role, fingerprint=self.fingerprint(whole, role))
 
         return self.add(make, dataset.dataset, "data", role, id(dataset))
 
-    def surrogate(self, source: str, seed: int) -> str:
-        surrogate = self.study.surrogate
-        seed = seed if surrogate.seed is None else surrogate.seed
+    def surrogate(self, source: str, surrogate: AnyTrained | Pretrained, seed: int) -> str:
+        pinned = self.study.surrogate_seed
+        seed = seed if pinned is None else pinned
+        record = self.record
+        if isinstance(surrogate, Pretrained):
+            seed = 0  # weights from elsewhere are the same for all
+        if not isinstance(surrogate, Supervised):
+            record = "nothing"
         return self.add(
             lambda: SurrogateStep(
-                surrogate=surrogate.model_copy(update={"seed": None}), record=self.record, seed=seed
+                surrogate=surrogate,
+                fingerprint=self._weights(surrogate),
+                record=record,
+                seed=seed,
             ),
-            f"{surrogate.network.arch}-s{seed}",
+            f"{surrogate.objective}-{surrogate.network.arch}-s{seed}",
             "surrogate",
+            id(surrogate),
             seed,
             source=source,
         )
 
-    def embed(self, steps: Mapping[str, str], shots: int | None, seed: int, role: str) -> str:
+    def _weights(self, trained: AnyPretraining) -> str:
+        return self.fingerprint(trained) if isinstance(trained, Pretrained) else ""
+
+    def embed(
+        self,
+        steps: Mapping[str, str],
+        surrogate: AnyTrained | Pretrained,
+        shots: int | None,
+        seed: int,
+        role: str,
+    ) -> str:
         draw = seed if shots is not None else 0  # without a draw the seed changes nothing
         return self.add(
             lambda: EmbedStep(shots=shots, seed=draw),
@@ -246,7 +278,7 @@ class _Planner:
             "embed",
             shots,
             draw,
-            surrogate=self.surrogate(steps["source"], seed),
+            surrogate=self.surrogate(steps["source"], surrogate, seed),
             data=steps[role],
         )
 
@@ -257,7 +289,8 @@ class _Planner:
         steps["score"] = self.score(steps, method, target, seed)
         inputs = {"source": steps["source"], "score": steps["score"]}
         if selects_by_features(method):
-            inputs["source_embedding"] = self.embed(steps, None, seed, "source")
+            surrogate = self.study.surrogate_of(method)
+            inputs["source_embedding"] = self.embed(steps, surrogate, None, seed, "source")
         draw = seed if selects_at_random(method) else 0
         steps["prune"] = self.add(
             lambda: PruneStep(pruning_ratio=ratio, select=method.select, seed=draw),
@@ -271,28 +304,36 @@ class _Planner:
 
     def score(self, steps: Mapping[str, str], method: AnyMethod, target: Dataset, seed: int) -> str:
         """Add a score; it is shared by all ways to select from it."""
+        surrogate = self.study.surrogate_of(method)
         scored = self.scored.setdefault(id(method), scored_as(method))
         if combined(scored) is not None:
             single = self.single.setdefault(id(method), for_one_target(scored))
             # sorted: the order of the targets in the study changes nothing
-            each = sorted(self._score_for(steps, single, t, seed) for t in self.study.targets)
+            each = sorted(
+                self._score_for(steps, single, surrogate, t, seed) for t in self.study.targets
+            )
             inputs = {f"score_{n}": key for n, key in enumerate(each)}
             return self._score(scored, seed, {"source": steps["source"], **inputs})
-        return self._score_for(steps, scored, target, seed)
+        return self._score_for(steps, scored, surrogate, target, seed)
 
     def _score_for(
-        self, steps: Mapping[str, str], method: AnyMethod, target: Dataset, seed: int
+        self,
+        steps: Mapping[str, str],
+        method: AnyMethod,
+        surrogate: AnyTrained | Pretrained,
+        target: Dataset,
+        seed: int,
     ) -> str:
         """Add the score of a method for one target, with what it is computed from."""
         needed, inputs = needs(method), {"source": steps["source"]}
         if "source" in needed:
-            inputs["source_embedding"] = self.embed(steps, None, seed, "source")
+            inputs["source_embedding"] = self.embed(steps, surrogate, None, seed, "source")
         if "target" in needed:
             shots = getattr(target, "shots", None)
             with_target = {**steps, "target": self.data(target, "target")}
-            inputs["target_embedding"] = self.embed(with_target, shots, seed, "target")
+            inputs["target_embedding"] = self.embed(with_target, surrogate, shots, seed, "target")
         if not needed.isdisjoint({"network", "dynamics"}):
-            inputs["surrogate"] = self.surrogate(steps["source"], seed)
+            inputs["surrogate"] = self.surrogate(steps["source"], surrogate, seed)
         for role, one in (("clusters", method), ("within_clusters", within(method))):
             if one is not None and (clusters := clustering(one)) is not None:
                 inputs[role] = self.cluster(inputs["source_embedding"], clusters, seed)
@@ -330,9 +371,7 @@ class _Planner:
         inputs: dict[str, str] = {}
         everything = {"shots": None} if hasattr(target, "shots") else {}
         whole = target.model_copy(update=everything)
-        recipe = self.supervised.setdefault(
-            id(method), Supervised.model_validate(dict(method.recipe))
-        )
+        recipe = method.recipe
         for seed in range(method.num_subsets):
             steps = {"source": source, "target": self.data(target, "target")}
             self.subset(steps, HALF_OF_THE_CLASSES, 0.5, target, seed)
@@ -344,12 +383,14 @@ class _Planner:
     def pretrain(
         self,
         steps: dict[str, str],
-        pretraining: Supervised | Untrained,
+        pretraining: AnyTrained | Pretrained | Untrained,
         network: AnyNetwork,
         adversarial: str,
         seed: int,
     ) -> None:
-        trained = pretraining if isinstance(pretraining, Supervised) else None
+        trained = None if isinstance(pretraining, Untrained) else pretraining
+        if isinstance(pretraining, Pretrained):
+            seed = 0  # the weights are the same for all
         inputs = {"source": steps["source"]}
         if "prune" in steps:
             inputs["prune"] = steps["prune"]
@@ -357,6 +398,7 @@ class _Planner:
             lambda: PretrainStep.model_validate(
                 {
                     "pretraining": trained,
+                    "fingerprint": self._weights(pretraining),
                     "network": network,
                     "adversarial": adversarial,
                     "seed": seed,
@@ -375,7 +417,7 @@ class _Planner:
         self,
         steps: dict[str, str],
         cell_target: Dataset,
-        transfer: LinearProbe | FullFinetune,
+        transfer: AnyTransfer,
         seed: int,
     ) -> None:
         shots = getattr(cell_target, "shots", None)
@@ -399,22 +441,20 @@ def _variants(study: Study) -> list[tuple[AnyPretraining, AnyNetwork | None]]:
     variants: list[tuple[AnyPretraining, AnyNetwork | None]] = []
     for pretraining in study.pretraining:
         match pretraining:
-            case Supervised():
-                variants.append((pretraining, pretraining.network))
             case Untrained():
                 variants += [(pretraining, network) for network in networks]
             case RawPixels():
                 variants.append((pretraining, None))
+            case _:
+                variants.append((pretraining, pretraining.network))
     return variants
 
 
 def is_wide(step: PlannedStep) -> bool:
     """Whether all workers of a lane share a step: those that pass over a whole dataset do."""
     match step.spec:
-        case SurrogateStep():
-            return True
-        case PretrainStep(pretraining=pretraining):
-            return pretraining is not None
+        case SurrogateStep(surrogate=recipe) | PretrainStep(pretraining=recipe):
+            return isinstance(recipe, Training)
         case EmbedStep(shots=shots):
             return shots is None
         case _:
@@ -440,11 +480,11 @@ def make_plan(study: Study, fingerprint: Fingerprint = no_fingerprint) -> Plan:
         study.transfers,
     )
     for seed, (pretraining, network), adversarial, ratio, method, target, transfer in axes:
-        if isinstance(pretraining, RawPixels) and not isinstance(transfer, LinearProbe):
+        if isinstance(pretraining, RawPixels) and not isinstance(transfer, LinearProbe | KNN):
             continue  # pixels have no weights to finetune; the study says so
         steps = {"source": planner.data(study.source, "source")}
         steps["target"] = planner.data(target, "target")
-        pruned = ratio > 0 and isinstance(pretraining, Supervised)
+        pruned = ratio > 0 and isinstance(pretraining, Training)
         if pruned:
             planner.subset(steps, method, ratio, target, seed)
         if network is not None and not isinstance(pretraining, RawPixels):

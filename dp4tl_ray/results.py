@@ -12,8 +12,8 @@ from dp4tl_ray.atomic import write_atomically
 from dp4tl_ray.plan import Cell, Plan
 from dp4tl_ray.specs.base import label
 from dp4tl_ray.specs.method import for_one_target
-from dp4tl_ray.specs.pretraining import Supervised
 from dp4tl_ray.specs.records import Hyperparameters, Manifest, Metrics, Result
+from dp4tl_ray.specs.training import Training
 from dp4tl_ray.store import Artifact, Store
 
 log = logging.getLogger("dp4tl")
@@ -62,7 +62,7 @@ def _result(
 ) -> Result:
     manifests = {role: artifact.manifest for role, artifact in artifacts.items()}
     pretraining = cell.pretraining
-    recipe = pretraining if isinstance(pretraining, Supervised) else None
+    recipe = pretraining if isinstance(pretraining, Training) else None
     pretrain = manifests.get("pretrain")
     transfer = manifests.get("finetune")
     done = transfer is not None
@@ -85,13 +85,9 @@ def _result(
         optimizer_steps=int(_metric(pretrain, "optimizer_steps")),
         examples_seen=int(_metric(pretrain, "examples_seen")),
         transfer=label(cell.transfer),
-        transfer_hyperparameters=Hyperparameters(
-            l2=_optional(transfer, "l2"),
-            lr=_optional(transfer, "lr"),
-            weight_decay=_optional(transfer, "weight_decay"),
-        ),
+        transfer_hyperparameters=_hyperparameters(transfer),
         seed=cell.seed,
-        surrogate_seed=plan.study.surrogate.seed if surrogate else None,
+        surrogate_seed=plan.study.surrogate_seed if surrogate else None,
         metrics=Metrics(
             accuracy=_metric(transfer, "accuracy"),
             mean_class_accuracy=_metric(transfer, "mean_class_accuracy"),
@@ -107,6 +103,7 @@ def _result(
         device=pretrain.device if pretrain else "",
         precision=recipe.precision if recipe else "",
         num_workers=pretrain.num_workers if pretrain else 0,
+        alarms=_alarms(plan, store, pretrain, surrogate),
         status="done" if done else "failed",
         error="" if done else error,
         surrogate_digest=next(iter(surrogate), ""),
@@ -114,6 +111,24 @@ def _result(
         predictions_digest=transfer.files[PREDICTIONS].sha256 if transfer else "",
         **_subset(manifests, recipe is not None),
     )
+
+
+def _hyperparameters(transfer: Manifest | None) -> Hyperparameters:
+    recorded = transfer.metrics if transfer else {}
+    known = {name: recorded[name] for name in Hyperparameters.model_fields if name in recorded}
+    return Hyperparameters.model_validate(known)
+
+
+def _alarms(
+    plan: Plan, store: Store, pretrain: Manifest | None, surrogates: Iterable[str]
+) -> tuple[str, ...]:
+    """Collect what trainings that ended well have to say against themselves."""
+    trained = {"pretraining": pretrain}
+    for key in sorted(surrogates):
+        artifact = store.find(plan.steps[key])
+        trained["surrogate"] = artifact.manifest if artifact else None
+    found = ((name, m.metrics.get("alarm")) for name, m in trained.items() if m is not None)
+    return tuple(f"{name} {alarm}" for name, alarm in found if alarm)
 
 
 def _subset(manifests: Mapping[str, Manifest], trained: bool) -> dict[str, Any]:
@@ -139,7 +154,7 @@ def _subset(manifests: Mapping[str, Manifest], trained: bool) -> dict[str, Any]:
     }
 
 
-def _budget(recipe: Supervised | None) -> str:
+def _budget(recipe: Training | None) -> str:
     if recipe is None:
         return ""
     name, value = next((n, v) for n, v in recipe.budget if v is not None)

@@ -23,8 +23,8 @@ from dp4tl_ray.report.curves import (
 )
 from dp4tl_ray.report.tables import markdown_table
 from dp4tl_ray.specs.base import label
-from dp4tl_ray.specs.pretraining import Supervised
 from dp4tl_ray.specs.records import Result
+from dp4tl_ray.specs.training import Training
 
 Known = Mapping[CellKey, Result]
 
@@ -211,7 +211,7 @@ class LosslessSearch:
 def _cell_key(plan: Plan, cell: Cell) -> CellKey:
     """Name a cell as its result will be named."""
     pretraining, budget = cell.pretraining, ""
-    if isinstance(pretraining, Supervised):
+    if isinstance(pretraining, Training):
         budget = next(f"{name}={n}" for name, n in pretraining.budget if n is not None)
     setting = Setting(
         study=plan.study.name,

@@ -1,25 +1,34 @@
 """Run a study from its spec to its report: plan, compute what is missing, collect, mirror, draw."""
 
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dp4tl_ray.algorithms.bisection import SEARCH_CONFIDENCE
 from dp4tl_ray.algorithms.lossless import CONFIDENCE
 from dp4tl_ray.atomic import write_atomically
-from dp4tl_ray.data.image_folder import fingerprint
+from dp4tl_ray.data.image_folder import fingerprint, is_absent
 from dp4tl_ray.plan import Plan, Role, make_plan
 from dp4tl_ray.results import Predictions, collect, failures, write_results
 from dp4tl_ray.runners.board import Board, More, Tasks, tasks_of
 from dp4tl_ray.runners.progress import Display
 from dp4tl_ray.runners.status import StatusFile
-from dp4tl_ray.scoring.elsewhere import file_fingerprint, scorer_version
+from dp4tl_ray.scoring.elsewhere import (
+    file_fingerprint,
+    pretrained_fingerprint,
+    scorer_version,
+)
 from dp4tl_ray.specs.data import Dataset, ImageFolder
 from dp4tl_ray.specs.example_methods import ExamplePlugin, ScoresFile
+from dp4tl_ray.specs.load import StudyError
 from dp4tl_ray.specs.method import AnyMethod
+from dp4tl_ray.specs.pretraining import Pretrained
 from dp4tl_ray.specs.records import Result
+from dp4tl_ray.specs.self_supervised import QUEUE_SHARE, MoCoV2
 from dp4tl_ray.specs.steps import STAGES, Stage
 from dp4tl_ray.specs.study import Study
 from dp4tl_ray.store import Store
@@ -45,14 +54,23 @@ class Outcome:
     """Where results and report are."""
 
 
-def plan_study(study: Study, until: Stage = "finetune") -> Plan:
+def plan_study(study: Study, until: Stage = "finetune", absent: list[str] | None = None) -> Plan:
     """Plan a study with the present content of its datasets.
+
+    Args:
+        study: What is asked for.
+        until: Last stage of the plan.
+        absent: Receives a line for each folder of pictures that is not here, and what cannot be
+            checked for want of it. Such a plan tells how much would run, but cannot be run: its
+            digests are none of a store. Without this list an absent folder is an error.
 
     Raises:
         DatasetError: A folder of pictures is missing or empty.
-        ScorerError: A plug-in is not installed, or a file of scores not there.
+        ScorerError: A plug-in is not installed, or a file of scores or weights not there.
+        StudyError: A queue of keys is too long for the source.
     """
-    plan = make_plan(study, _fingerprint)
+    plan = make_plan(study, partial(_fingerprint, absent=absent))
+    check_queues(study, absent)
     last = STAGES.index(until)
     ends = {k for c in plan.cells for k in c.steps.values()}
     wanted = frozenset[str]().union(
@@ -63,15 +81,66 @@ def plan_study(study: Study, until: Stage = "finetune") -> Plan:
     return Plan(study, {k: s for k, s in plan.steps.items() if k in wanted}, [], plan.naive)
 
 
-def _fingerprint(thing: Dataset | AnyMethod, role: Role = "source") -> str:
+def check_queues(study: Study, absent: list[str] | None = None) -> None:
+    """Refuse a queue of keys that is too long for what the largest pruning ratio keeps.
+
+    Args:
+        study: What is asked for.
+        absent: Receives a line for each queue if the source is not here.
+
+    Raises:
+        StudyError: With the arithmetic.
+        DatasetError: The source is missing.
+    """
+    recipes = [(f"pretraining[{n}]", r) for n, r in enumerate(study.pretraining)]
+    queues = [(where, r.queue_size) for where, r in recipes if isinstance(r, MoCoV2)]
+    if not queues:
+        return
+    from dp4tl_ray.data.load import count_source  # renders: not for every plan
+
+    source = study.source
+    if isinstance(source, ImageFolder):
+        path = os.path.join(study.data_root, source.path)
+        source = source.model_copy(update={"path": path})
+        if absent is not None and is_absent(source):
+            absent += [
+                f"{where}.queue_size: {queue_size} is not checked, for which the source is needed"
+                for where, queue_size in queues
+            ]
+            return
+    total, ratio = count_source(source), max(study.pruning_ratios)
+    kept = round((1 - ratio) * total)
+    for where, queue_size in queues:
+        if queue_size * QUEUE_SHARE > kept:
+            raise StudyError(
+                f"{where}.queue_size: {queue_size} is more than a quarter of the examples kept at "
+                f"the largest pruning ratio ({ratio:g} of {total} leaves {kept}); at most "
+                f"{kept // QUEUE_SHARE}, and the same at all ratios, so that they differ in their "
+                "data alone"
+            )
+
+
+def _fingerprint(
+    thing: Dataset | AnyMethod | Pretrained,
+    role: Role = "source",
+    *,
+    absent: list[str] | None,
+) -> str:
     """Identify what a study names and does not contain."""
     match thing:
         case ExamplePlugin(scorer=name):
             return scorer_version(name)
         case ScoresFile(path=path):
             return file_fingerprint(path)
+        case ImageFolder() if absent is not None and is_absent(thing):
+            line = f"{os.path.abspath(thing.path)} is not here: `dp4tl run` needs it"
+            if line not in absent:
+                absent.append(line)
+            return "absent"
         case ImageFolder():
             return fingerprint(thing, role)
+        case Pretrained():
+            return pretrained_fingerprint(thing)
         case _:
             return ""
 

@@ -59,6 +59,11 @@ def recipe(**changes: Any) -> dict[str, Any]:
     }
 
 
+def supervised(**changes: Any) -> dict[str, Any]:
+    """Return a supervised pretraining, or a surrogate, small enough for a test."""
+    return {"objective": "supervised", **recipe(**changes)}
+
+
 def folder(path: str, **changes: Any) -> dict[str, Any]:
     """Return the dataset record of a tiny folder."""
     return {"dataset": "image_folder", "path": path, "image_size": 16, "channels": 1, **changes}
@@ -69,11 +74,11 @@ def study_data(pictures: dict[str, str], **changes: Any) -> dict[str, Any]:
     return {
         "name": "tiny",
         "source": folder(pictures["source"]),
-        "surrogate": recipe(),
+        "surrogate": supervised(),
         "targets": [folder(pictures["target"], shots=4)],
         "methods": ["random_classes", "label_mapping"],
         "pruning_ratios": [0.0, 0.5],
-        "pretraining": [{"objective": "supervised", **recipe()}, "none", "raw_pixels"],
+        "pretraining": [supervised(), "none", "raw_pixels"],
         **changes,
     }
 

@@ -18,7 +18,7 @@ import pytest
 
 from dp4tl_ray.cli import main
 from dp4tl_ray.results import read_results
-from tests.conftest import recipe, study_data
+from tests.conftest import study_data, supervised
 
 Pictures = dict[str, str]
 LINE = "# yaml-language-server: $schema=../schemas/study.schema.json\n"
@@ -130,8 +130,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"seeds": "0"}, "list"),
     ({"source": {"dataset": "image_folder", "path": "/nowhere"}}, "/nowhere is not a folder"),
     ({"source": {"dataset": "image_folder", "path": "x", "shots": 3}}, "shots are drawn from"),
-    ({"surrogate": recipe(budget={"examples_seen": 7})}, "less than one batch of 16"),
-    ({"surrogate": recipe(batch_norm={"group_size": 3})}, "not a multiple of"),
+    ({"surrogate": supervised(budget={"examples_seen": 7})}, "less than one batch of 16"),
+    ({"surrogate": supervised(batch_norm={"group_size": 3})}, "not a multiple of"),
     ({"runtime": {"device": "cuda"}}, "torch sees no GPU here"),
 ]
 
@@ -165,7 +165,7 @@ def test_a_missing_study_file() -> None:
 def test_a_diverging_cell_fails_by_name_and_the_rest_finishes(
     study: Callable[..., Path], tmp_path: Path
 ) -> None:
-    recipes = [{"objective": "supervised", **recipe(optimizer={"lr": lr})} for lr in (0.1, 1e9)]
+    recipes = [supervised(optimizer={"lr": lr}) for lr in (0.1, 1e9)]
     path = study(pretraining=recipes, pruning_ratios=[0.0], methods=["random_classes"])
     answer = dp4tl("run", path, "--store", tmp_path / "s", "--local")
     assert answer.returncode == 1
@@ -178,7 +178,7 @@ def test_a_diverging_cell_fails_by_name_and_the_rest_finishes(
 
 
 LONG = {
-    "pretraining": [{"objective": "supervised", **recipe(budget={"epochs": 80})}],
+    "pretraining": [supervised(budget={"epochs": 80})],
     "methods": ["random_classes"],
     "pruning_ratios": [0.0],
 }

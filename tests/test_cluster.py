@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import recipe, study_data
+from tests.conftest import study_data, supervised
 from tests.processes import descendants, kill, title
 from tests.test_ray import (
     finish,
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.ray
 Pictures = dict[str, str]
 FAKE_GPU = {"device": "cpu", "worker_resources": {"GPU": 1.0}}
 WHOLE_NODE = {"device": "cpu", "worker_resources": {"GPU": 2.0}}
-LONG = {"objective": "supervised", **recipe(budget={"epochs": 100})}
+LONG = supervised(budget={"epochs": 100})
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_every_way_to_share_a_pretraining_gives_what_one_process_gives(
     cluster: Any, study: Callable[..., Path], tmp_path: Path, sharding: str, workers: int
 ) -> None:
     runtime = {"sharding": sharding, "pretrain_workers": workers, "lanes": 1}
-    recipes = [{"objective": "supervised", **recipe(budget={"epochs": 30})}, "none"]
+    recipes = [supervised(budget={"epochs": 30}), "none"]
     path = study(methods=["label_mapping"], pretraining=recipes, runtime=runtime)
     process = start(path, tmp_path / "ray")
     if sharding == "ddp":  # one of its workers dies in the middle

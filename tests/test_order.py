@@ -12,10 +12,10 @@ from dp4tl_ray.runners.step import run_step
 from dp4tl_ray.store import open_store
 from dp4tl_ray.sweep import plan_study
 from dp4tl_ray.training.worker import Worker
-from tests.conftest import recipe, tiny_study
+from tests.conftest import recipe, supervised, tiny_study
 
-ME = {"objective": "supervised", **recipe()}
-WILD = {"objective": "supervised", **recipe(optimizer={"lr": 1e9})}
+ME = supervised()
+WILD = supervised(optimizer={"lr": 1e9})
 OTHER = {
     "objective": "supervised",
     **recipe(network={"arch": "resnet18", "small_images": True}, budget={"epochs": 1}),

@@ -96,11 +96,11 @@ CHANGES: list[tuple[dict[str, Any], set[Stage]]] = [
         {"embed", "score", "prune", "pretrain", "finetune"},
     ),
     (
-        {"surrogate": {"budget": {"epochs": 3}}},
+        {"surrogate": {"objective": "supervised", "budget": {"epochs": 3}}},
         {"surrogate", "embed", "score", "prune", "pretrain", "finetune"},
     ),
     ({"seeds": [1]}, {"surrogate", "embed", "score", "prune", "pretrain", "finetune"}),
-    ({"surrogate": {"seed": 0}}, set()),  # seed 0 pinned is the surrogate of seed 0
+    ({"surrogate_seed": 0}, set()),  # seed 0 pinned is the surrogate of seed 0
     (
         {"source": {"dataset": "glyphs_and_textures", "images_per_class": 7}},
         {"data", "surrogate", "embed", "score", "prune", "pretrain", "finetune"},
@@ -123,7 +123,7 @@ def plan_stages(plan: Plan) -> set[Stage]:
 
 def test_a_pinned_surrogate_is_shared_by_all_seeds() -> None:
     assert make_plan(study(seeds=[0, 1, 2])).unique()["surrogate"] == 3
-    pinned = make_plan(study(seeds=[0, 1, 2], surrogate={"seed": 0}))
+    pinned = make_plan(study(seeds=[0, 1, 2], surrogate_seed=0))
     assert pinned.unique()["surrogate"] == 1
     assert pinned.unique()["embed"] == 3  # the target draw still varies
 

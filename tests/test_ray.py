@@ -14,7 +14,7 @@ import pytest
 from dp4tl_ray.cli import main
 from dp4tl_ray.results import read_results
 from dp4tl_ray.specs.records import Result
-from tests.conftest import recipe, study_data
+from tests.conftest import study_data, supervised
 from tests.processes import descendants, gone
 
 pytestmark = pytest.mark.ray
@@ -80,9 +80,9 @@ def weights(store: Path) -> dict[str, bytes]:
 def test_one_worker_on_ray_equals_local_and_a_nan_cell_fails_alone(
     study: Callable[..., Path], tmp_path: Path
 ) -> None:
-    wild = {"objective": "supervised", **recipe(optimizer={"lr": 1e9})}
+    wild = supervised(optimizer={"lr": 1e9})
     path = study(
-        pretraining=[{"objective": "supervised", **recipe()}, wild, "none", "raw_pixels"],
+        pretraining=[supervised(), wild, "none", "raw_pixels"],
         runtime={"lanes": 1},
         tracking={"wandb": {"mode": "offline"}},
     )
@@ -102,7 +102,7 @@ def test_one_worker_on_ray_equals_local_and_a_nan_cell_fails_alone(
 
 
 SLOW = {
-    "pretraining": [{"objective": "supervised", **recipe(budget={"epochs": 120})}],
+    "pretraining": [supervised(budget={"epochs": 120})],
     "methods": ["random_classes"],
     "pruning_ratios": [0.0],
 }

@@ -15,7 +15,7 @@ from dp4tl_ray.runners.progress import Display
 from dp4tl_ray.runners.status import StatusFile, status_of, status_text
 from dp4tl_ray.store import Store, open_store
 from dp4tl_ray.sweep import plan_study
-from tests.conftest import recipe, study_data, tiny_study
+from tests.conftest import study_data, supervised, tiny_study
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_run_leaves_status_and_logs_and_status_reads_them(
     pictures: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = tmp_path / "tiny.yaml"
-    wild = {"objective": "supervised", **recipe(optimizer={"lr": 1e9})}
+    wild = supervised(optimizer={"lr": 1e9})
     study.write_text(json.dumps(study_data(pictures, pretraining=[wild], methods=["el2n"])))
     store = str(tmp_path / "store")
     assert main(["run", str(study), "--store", store, "--local"]) == 1

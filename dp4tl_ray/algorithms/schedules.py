@@ -1,4 +1,4 @@
-"""Learning-rate factors: fraction of the budget spent -> factor of the peak rate."""
+"""Schedules: learning rate and momentum over the budget, and averages that forget their start."""
 
 import math
 from typing import Literal
@@ -22,3 +22,34 @@ def lr_factor(
         return 0.5 - 0.5 * math.cos(math.pi * rising) if name == "one_cycle" else rising
     falling = (progress - warmup) / (1 - warmup) if warmup < 1 else 1.0
     return 1 - falling if name == "cyclic" else 0.5 + 0.5 * math.cos(math.pi * falling)
+
+
+def momentum_at(start: float, progress: float) -> float:
+    """Return the momentum of an encoder's moving average, rising to 1 along half a cosine.
+
+    Grill et al. 2020 (BYOL), arXiv:2006.07733, section 3.2.
+
+    Args:
+        start: Momentum at the beginning.
+        progress: Share of the budget already spent, in [0, 1].
+    """
+    return 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2
+
+
+def debiased_rate(momentum: float, weight: float) -> tuple[float, float]:
+    """Return how far a moving average goes towards a new value, so that its start has no part.
+
+    With average += rate * (value - average) it is the exponential moving average of the values,
+    divided by the sum of their weights, as in Kingma and Ba 2015 (Adam), arXiv:1412.6980; the first
+    value is taken over whole.
+
+    Args:
+        momentum: Share of the old average, of which the weights are made; below 1 at the first
+            value.
+        weight: Sum of the weights of the values so far; 0 before the first.
+
+    Returns:
+        The rate, and the sum of the weights with the new value.
+    """
+    weight = momentum * weight + (1 - momentum)
+    return (1 - momentum) / weight, weight

@@ -1,6 +1,9 @@
 """Anyone's own pictures: one folder per class, as torchvision's ImageFolder reads them."""
 
 import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,12 @@ from PIL import Image
 
 from dp4tl_ray.data.images import SPLITS, LabeledImages, Role
 from dp4tl_ray.specs.data import ImageFolder
+
+Pixels = npt.NDArray[np.uint8]
+Read = Callable[[slice], Pixels]
+"""Reads some of N images, (n, height, width, channels)."""
+Keep = Callable[[tuple[int, ...], Read], Pixels]
+"""Is given the shape of N images and what reads them, and returns all, from where it keeps them."""
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Those of torchvision's ImageFolder, without importing it: a mere plan needs no torch."""
@@ -22,6 +31,16 @@ class DatasetError(Exception):
     """A dataset on disk is not as it should be; the message says where and what is expected."""
 
 
+def in_memory(shape: tuple[int, ...], read: Read) -> Pixels:
+    """Keep all images in memory."""
+    return read(slice(0, shape[0]))
+
+
+def is_absent(spec: ImageFolder) -> bool:
+    """Say whether the folder is not on this machine."""
+    return not os.path.isdir(spec.path)
+
+
 def fingerprint(spec: ImageFolder, role: Role) -> str:
     """Identify the pictures by relative name, size and time of change, without opening them.
 
@@ -30,12 +49,15 @@ def fingerprint(spec: ImageFolder, role: Role) -> str:
     """
     root = Path(spec.path)
     lines = []
-    for split in _split_folders(root, role):
-        for path, _ in _pictures(split)[1]:
-            status = path.stat()
-            name = path.relative_to(root).as_posix()
-            lines.append(f"{name}\0{status.st_size}\0{status.st_mtime_ns}")
+    for name in _list(root, role).names:
+        status = os.stat(root / name)
+        lines.append(f"{name}\0{status.st_size}\0{status.st_mtime_ns}")
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def count_pictures(spec: ImageFolder, role: Role) -> int:
+    """Count the pictures that a role reads, without opening them."""
+    return len(_list(Path(spec.path), role).names)
 
 
 def _split_folders(root: Path, role: Role) -> list[Path]:
@@ -59,64 +81,86 @@ def _split_folders(root: Path, role: Role) -> list[Path]:
     return splits[:1] if role == "source" else splits
 
 
-def _pictures(folder: Path) -> tuple[list[str], list[tuple[Path, int]]]:
-    """List classes and (picture, class) in an order that no file system decides."""
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    pictures = [
-        (path, index)
-        for index, name in enumerate(classes)
-        for path in sorted((folder / name).rglob("*"))
-        if path.suffix.lower() in EXTENSIONS
-    ]
-    if not pictures:
-        raise DatasetError(f"image_folder: no pictures below {folder.absolute()}; {LAYOUT}")
-    empty = set(range(len(classes))) - {index for _, index in pictures}
-    if empty:
-        raise DatasetError(
-            f"image_folder: class {classes[min(empty)]!r} below {folder.absolute()} has no pictures"
-        )
-    return classes, pictures
+@dataclass(frozen=True)
+class _Listing:
+    """What a role reads, in an order that no file system decides; nothing is opened."""
+
+    class_names: tuple[str, ...]
+    names: list[str]
+    """Of each picture below the root. Text, not paths: ImageNet has more than a million."""
+    labels: list[int]
+    splits: list[int]
 
 
-def read_image_folder(spec: ImageFolder, role: Role) -> LabeledImages:
+def _list(root: Path, role: Role) -> _Listing:
+    """List the pictures of all splits, which must have the same classes."""
+    listing: _Listing | None = None
+    for folder in _split_folders(root, role):
+        class_names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+        if listing is None:
+            listing = _Listing(class_names, [], [], [])
+        elif class_names != listing.class_names:
+            odd = min({*class_names} ^ {*listing.class_names})
+            raise DatasetError(
+                f"image_folder: class {odd!r} is not in every split of {root.absolute()}"
+            )
+        pictures = [_pictures(folder / name) for name in class_names]
+        if not any(pictures):
+            raise DatasetError(f"image_folder: no pictures below {folder.absolute()}; {LAYOUT}")
+        split = 0 if folder == root else [str(name) for name in SPLITS].index(folder.name)
+        for label, (name, files) in enumerate(zip(class_names, pictures, strict=True)):
+            if not files:
+                raise DatasetError(
+                    f"image_folder: class {name!r} below {folder.absolute()} has no pictures"
+                )
+            place = (folder / name).relative_to(root).as_posix()
+            listing.names.extend(f"{place}/{file}" for file in files)
+            listing.labels.extend([label] * len(files))
+            listing.splits.extend([split] * len(files))
+    assert listing is not None
+    return listing
+
+
+def _pictures(folder: Path) -> list[str]:
+    """List the pictures of a class by their name below its folder."""
+    found = []
+    for place, _, files in os.walk(folder):
+        pictures = [file for file in files if file.lower().endswith(EXTENSIONS)]
+        below = "" if place == str(folder) else Path(place).relative_to(folder).as_posix() + "/"
+        found += [below + file for file in pictures]
+    return sorted(found, key=lambda name: name.split("/"))
+
+
+def read_image_folder(spec: ImageFolder, role: Role, keep: Keep = in_memory) -> LabeledImages:
     """Read every picture, bring it to one size, and note its split.
 
     A source gives only what it trains on: its folder `train`, or everything.
+
+    Args:
+        spec: Where, and which size.
+        role: What the pictures are for.
+        keep: Decides where the images are kept, and how many are read at a time.
 
     Raises:
         DatasetError: A folder is missing, classes differ between splits, or a picture does not
             decode; the message names it.
     """
-    root = Path(spec.path)
-    folders = _split_folders(root, role)
-    class_names: list[str] | None = None
-    paths: list[Path] = []
-    labels: list[int] = []
-    splits: list[int] = []
-    for folder in folders:
-        names, pictures = _pictures(folder)
-        if class_names is not None and names != class_names:
-            odd = sorted(set(names) ^ set(class_names))[0]
-            raise DatasetError(
-                f"image_folder: class {odd!r} is not in every split of {root.absolute()}"
-            )
-        class_names = names
-        split = 0 if folder == root else [str(name) for name in SPLITS].index(folder.name)
-        paths += [path for path, _ in pictures]
-        labels += [label for _, label in pictures]
-        splits += [split] * len(pictures)
-    assert class_names is not None
-    images = np.stack([_read(path, spec.image_size, spec.channels) for path in paths])
+    root, size, channels = Path(spec.path), spec.image_size, spec.channels
+    listing = _list(root, role)
+
+    def read(part: slice) -> Pixels:
+        return np.stack([_read(root / name, size, channels) for name in listing.names[part]])
+
     return LabeledImages(
-        images=images,
-        labels=np.array(labels, np.int64),
-        splits=np.array(splits, np.int8),
-        ids=tuple(path.relative_to(root).as_posix() for path in paths),
-        class_names=tuple(class_names),
+        images=keep((len(listing.names), size, size, channels), read),
+        labels=np.array(listing.labels, np.int64),
+        splits=np.array(listing.splits, np.int8),
+        ids=tuple(listing.names),
+        class_names=listing.class_names,
     )
 
 
-def _read(path: Path, size: int, channels: int) -> npt.NDArray[np.uint8]:
+def _read(path: Path, size: int, channels: int) -> Pixels:
     """Decode a picture; its shorter side becomes `size`, the centre square is kept."""
     try:
         with Image.open(path) as file:

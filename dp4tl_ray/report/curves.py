@@ -19,8 +19,8 @@ from dp4tl_ray.specs.records import Result
 Predictions = Callable[[Result], NDArray[np.bool_]]
 """A result -> which of its test examples (N,) are classified correctly, in a fixed order."""
 
-FLOORS = ("none", "raw_pixels")
-"""Objectives without pretraining."""
+LEVELS = ("none", "raw_pixels", "pretrained")
+"""Objectives without a training here: levels that the others are held against."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,8 @@ class Panel:
     full: tuple[Result, ...]
     untrained: tuple[Result, ...]
     raw_pixels: tuple[Result, ...]
+    pretrained: dict[str, tuple[Result, ...]]
+    """Name of weights from elsewhere -> what they reach."""
     sensitive: bool | None
     """Whether the full source beats the untrained floor by three margins; null if unmeasured."""
     curves: tuple[Curve, ...]
@@ -139,20 +141,24 @@ def build_panels(
 ) -> list[Panel]:
     """Group results into one panel per setting that pretrains, in order of appearance."""
     results, judge = latest(results), Judge(margin, predictions, confidence)
-    trained = [Setting.of(r) for r in results if r.objective not in FLOORS]
+    trained = [Setting.of(r) for r in results if r.objective not in LEVELS]
     return [_panel(s, results, judge) for s in dict.fromkeys(trained)]
 
 
 def _panel(setting: Setting, results: Sequence[Result], judge: Judge) -> Panel:
     own = [r for r in results if Setting.of(r) == setting]
     full = done(r for r in own if r.pruning_ratio == 0)
-    floors = [r for r in results if _is_floor_of(r, setting)]
-    untrained = done(r for r in floors if r.objective == "none" and r.network == setting.network)
+    levels = [r for r in results if _is_level_of(r, setting)]
+    untrained = done(r for r in levels if r.objective == "none" and r.network == setting.network)
     panel = Panel(
         setting=setting,
         full=full,
         untrained=untrained,
-        raw_pixels=done(r for r in floors if r.objective == "raw_pixels"),
+        raw_pixels=done(r for r in levels if r.objective == "raw_pixels"),
+        pretrained={
+            name: done(r for r in levels if r.pretraining == name)
+            for name in dict.fromkeys(r.pretraining for r in levels if r.objective == "pretrained")
+        },
         sensitive=_sensitive(full, untrained, judge.margin),
         curves=(),
     )
@@ -164,7 +170,7 @@ def _panel(setting: Setting, results: Sequence[Result], judge: Judge) -> Panel:
     return replace(panel, curves=tuple(curves))
 
 
-def _is_floor_of(result: Result, setting: Setting) -> bool:
+def _is_level_of(result: Result, setting: Setting) -> bool:
     names = ("study", "source", "target", "transfer")
     return all(getattr(result, name) == getattr(setting, name) for name in names)
 

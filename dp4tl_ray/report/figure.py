@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from textwrap import wrap
@@ -123,7 +123,10 @@ def _draw_panel(axes: Any, panel: Panel, looks: dict[str, dict[str, Any]]) -> No
         axes.axhline(full.mean, color=FULL, linestyle="--", linewidth=1, label="full source")
         if full.sd is not None:
             axes.axhspan(full.mean - full.sd, full.mean + full.sd, color=FULL, alpha=0.1, lw=0)
-    _draw_floors(axes, {"untrained": panel.untrained, "raw pixels": panel.raw_pixels})
+    levels = {"untrained": panel.untrained, "raw pixels": panel.raw_pixels}
+    for n, reached in enumerate(panel.pretrained.values(), start=1):
+        levels["pretrained" if len(panel.pretrained) == 1 else f"pretrained {n}"] = reached
+    _draw_levels(axes, levels)
     for curve in panel.curves:
         _draw_curve(axes, curve, full, looks[curve.method])
     if note := _note(panel):
@@ -160,13 +163,13 @@ def _star(color: str) -> dict[str, Any]:
     }
 
 
-def _draw_floors(axes: Any, floors: dict[str, Sequence[Result]]) -> None:
-    """Draw and name the floors on their left, where curves are still high.
+def _draw_levels(axes: Any, reached: Mapping[str, Sequence[Result]]) -> None:
+    """Draw and name floors, and weights from elsewhere, on their left, where curves are still high.
 
     The upper one is named above its line and the lower one below, so that near floors stay
     readable.
     """
-    levels = {name: s.mean for name, r in floors.items() if (s := spread(accuracies(r)))}
+    levels = {name: s.mean for name, r in reached.items() if (s := spread(accuracies(r)))}
     for name, level in levels.items():
         axes.axhline(level, color=FLOOR, linestyle=":", linewidth=1.2, label=name)
         lower = len(levels) > 1 and name == min(levels, key=lambda n: levels[n])

@@ -73,6 +73,9 @@ def markdown(
         if panel.curves:
             lines += ["", *_accuracy_table(panel, margin), *_regret_table(panel)]
             lines += ["", *_cost_table(panel)]
+    alarms = [f"- {cell_name(r)}: {alarm}" for r in results for alarm in r.alarms]
+    if alarms:
+        lines += ["", f"## Alarms: {len(alarms)}", "", *alarms]
     failed = [r for r in results if r.status == "failed"]
     if failed:
         lines += ["", f"## Failed: {len(failed)} of {len(results)}", ""]
@@ -115,6 +118,8 @@ def _levels(panel: Panel, margin: float) -> list[str]:
         f"- floor, raw pixels: {_mean_sd(accuracies(panel.raw_pixels))}, "
         f"{_seeds(len(panel.raw_pixels))}",
     ]
+    for name, reached in panel.pretrained.items():
+        lines.append(f"- {name}: {_mean_sd(accuracies(reached))}, {_seeds(len(reached))}")
     full, floor = spread(accuracies(panel.full)), spread(accuracies(panel.untrained))
     if panel.sensitive is False and full and floor:
         lines.append(

@@ -16,7 +16,9 @@ from dp4tl_ray.specs.study import Runtime
 from dp4tl_ray.stages.bench import StageError
 from dp4tl_ray.stages.run import compute
 from dp4tl_ray.store import Store, StoreError
-from dp4tl_ray.training.fit import Halted, TrainingError
+from dp4tl_ray.training.fit import Halted
+from dp4tl_ray.training.networks import NetworkError
+from dp4tl_ray.training.passes import TrainingError
 from dp4tl_ray.training.worker import Progress, Worker
 
 Outcome = Literal["ran", "found", "held", "failed", "halted"]
@@ -109,7 +111,7 @@ def run_step(
         outcome = "held"  # lost while working: whoever took it over computes the same
     except Halted:
         outcome = "halted"
-    except (StageError, TrainingError) as problem:
+    except (StageError, TrainingError, NetworkError) as problem:
         outcome, error = "failed", f"{name}: {problem}"
     except Exception as problem:
         outcome, error = "failed", f"{name}: {type(problem).__name__}: {problem}"

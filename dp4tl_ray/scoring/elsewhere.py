@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dp4tl_ray.specs.base import did_you_mean
+from dp4tl_ray.specs.pretraining import Pretrained
 
 GROUP = "dp4tl_ray.scorers"
 Floats = npt.NDArray[np.float64]
@@ -69,17 +70,28 @@ def checked_scores(scores: Any, num_examples: int, whose: str) -> Floats:
     return array
 
 
-def file_fingerprint(path: str) -> str:
-    """Return the checksum of a file of scores.
+def file_fingerprint(path: str, whose: str = "scores_file") -> str:
+    """Return the checksum of a file.
 
     Raises:
-        ScorerError: It cannot be read.
+        ScorerError: It cannot be read; `whose` says what it is of.
     """
     try:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise ScorerError(f"scores_file {path}: {error.strerror}") from error
+        raise ScorerError(f"{whose} {path}: {error.strerror}") from error
+
+
+def pretrained_fingerprint(spec: Pretrained) -> str:
+    """Return the checksum of a file of weights, "" for weights that a package knows by name.
+
+    Raises:
+        ScorerError: It cannot be read.
+    """
+    if spec.weights == "timm" or spec.weights.startswith("torchvision:"):
+        return ""
+    return file_fingerprint(spec.weights, "weights")
 
 
 def scores_from_file(path: str, ids: Sequence[str]) -> Floats:

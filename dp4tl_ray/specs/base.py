@@ -108,7 +108,15 @@ class BareName:
                 self._check(value, names)
             return value
 
-        return core_schema.no_info_before_validator_function(expand, handler(source))
+        alone = [n for record in get_args(source) for n in self._names_alone(record)]
+        return core_schema.no_info_before_validator_function(
+            expand, handler(source), metadata={"names_alone": alone}
+        )
+
+    def _names_alone(self, record: type[BaseModel]) -> tuple[str, ...]:
+        """Return the names of a record that needs nothing else."""
+        needed = {name for name, field in record.model_fields.items() if field.is_required()}
+        return () if needed - {self.tag} else get_args(record.model_fields[self.tag].annotation)
 
     def _check(self, value: Any, names: list[str]) -> None:
         """Refuse what names no record of the union, each kind of it in its own words."""
@@ -127,13 +135,7 @@ class BareName:
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
         """Allow, beside the records, the names of those that need nothing else."""
-        records = handler(schema)
-        names: list[str] = []
-        for ref in records["oneOf"]:
-            record = handler.resolve_ref_schema(ref)
-            tag = record["properties"][self.tag]
-            if record["required"] == [self.tag]:
-                names += tag.get("enum", [tag.get("const")])
+        records, names = handler(schema), schema["metadata"]["names_alone"]
         return {"anyOf": [{"enum": names}, records]} if names else records
 
 
@@ -179,6 +181,14 @@ Axis = Annotated[
     AfterValidator(_no_duplicates),
 ]
 """One axis of a sweep: at least one value, none of them twice."""
+
+
+Pair = Annotated[
+    tuple[Positive, ...],
+    Field(min_length=2, max_length=2),
+    BeforeValidator(_as_tuple),
+]
+"""Two numbers above 0."""
 
 
 FEW = 3

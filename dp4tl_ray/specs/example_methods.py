@@ -26,6 +26,8 @@ class Clustering(Spec):
 class ExampleMethod(Spec):
     """What all methods that score examples have in common."""
 
+    surrogate: str | None = None
+    """Name of one of the study's `surrogates` to score by; null takes its `surrogate`."""
     select: ExampleSelector = Top()
     """How scores become kept examples; `dp4tl list selectors`."""
 

@@ -23,6 +23,7 @@ NAMES = {
     "source": "dataset",
     "targets": "dataset",
     "network": "arch",
+    "surrogate": "objective",
     "methods": "method",
     "within": "method",
     "select": "rule",

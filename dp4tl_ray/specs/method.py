@@ -31,6 +31,7 @@ from dp4tl_ray.specs.example_methods import (
     SemDeDup,
     Uncertainty,
 )
+from dp4tl_ray.specs.pretraining import Demand
 from dp4tl_ray.specs.selector import CoverageCentric, Gumbel, MessagePassing, Quota
 from dp4tl_ray.specs.unit_methods import (
     AnyUnitMethod,
@@ -95,6 +96,27 @@ def _own_needs(method: AnyMethod) -> frozenset[Need]:
             assert_never(method)
 
 
+def demands(method: AnyMethod) -> frozenset[Demand]:
+    """Say what a method, and the one within, take from the surrogate."""
+    demanded: set[Demand] = set()
+    needed = needs(method)
+    if not needed.isdisjoint({"dynamics", "divergences"}):
+        demanded.add("dynamics")
+    if not needed.isdisjoint({"source", "target", "network"}):
+        demanded.add("features")
+    inner = within(method)
+    if any(_reads_predictions(one) for one in (method, inner) if one is not None):
+        demanded.add("predictions")
+    return frozenset(demanded)
+
+
+def _reads_predictions(method: AnyMethod) -> bool:
+    return isinstance(
+        method,
+        LabelMapping | LabelAwareMapping | EL2N | GraNd | Uncertainty | GradientMatching,
+    )
+
+
 def is_target_aware(method: AnyMethod) -> bool:
     """Say whether the scores of a method differ between targets."""
     return not needs(method).isdisjoint({"target", "subsets"})
@@ -116,9 +138,10 @@ def within(method: AnyMethod) -> AnyExampleMethod | None:
 
 
 def scored_as(method: AnyMethod) -> AnyMethod:
-    """Return the method apart from how it selects: equal scores have equal specs."""
+    """Return the method apart from how it selects, and from the name of its surrogate, which is
+    an input: equal scores have equal specs."""
     default = type(method).model_fields["select"].default
-    return method.model_copy(update={"select": default})
+    return method.model_copy(update={"select": default, "surrogate": None})
 
 
 def for_one_target(method: AnyMethod) -> AnyMethod:
@@ -148,6 +171,8 @@ def contradiction(method: AnyMethod) -> str:
     if isinstance(method, UnitMethod) and (within := method.within) is not None:
         if within.select != type(within).model_fields["select"].default:
             return "within only orders the examples of a unit; write select outside of it"
+        if within.surrogate is not None:
+            return "within takes the surrogate of its method; write surrogate outside of it"
         if getattr(within, "combine", None) is not None:
             return "within takes the targets of its method; write combine outside of it"
     return ""

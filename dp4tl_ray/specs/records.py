@@ -53,7 +53,7 @@ class Manifest(Spec):
 
 
 class Hyperparameters(Spec):
-    """What the transfer chose on validation."""
+    """What the transfer chose on validation, or was told where it has no choice."""
 
     l2: float | None = None
     """L2 strength of the linear probe."""
@@ -61,6 +61,10 @@ class Hyperparameters(Spec):
     """Learning rate of full finetuning."""
     weight_decay: float | None = None
     """Weight decay of full finetuning."""
+    k: int | None = None
+    """Neighbours that vote."""
+    epoch: int | None = None
+    """Epoch of the best test accuracy, which dp4tl_asis alone looks at."""
 
 
 class Metrics(Spec):
@@ -93,7 +97,8 @@ class Result(Spec):
     unvoted_share: Fraction | None
     """Share of kept classes or clusters without a vote; null for methods that do not vote."""
     objective: str
-    """supervised, none (untrained network) or raw_pixels."""
+    """What the pretraining minimised; none (untrained network), raw_pixels, or pretrained (weights
+    from elsewhere)."""
     pretraining: str
     """Pretraining recipe, by the fields that differ from the defaults."""
     adversarial: str
@@ -141,6 +146,9 @@ class Result(Spec):
     """Precision of the pretraining; empty without one."""
     num_workers: int
     """Data-parallel workers of the pretraining."""
+    alarms: tuple[str, ...] = ()
+    """What is wrong with the training of the surrogate or of the network, although it ended well;
+    such as a collapse."""
     status: Literal["done", "failed"]
     """failed: a step on the way failed; `error` says which and why."""
     error: str = ""

@@ -9,7 +9,7 @@ from dp4tl_ray.specs.data import Source, Target
 from dp4tl_ray.specs.example_methods import Clustering
 from dp4tl_ray.specs.method import Method
 from dp4tl_ray.specs.network import Network
-from dp4tl_ray.specs.pretraining import Supervised, Surrogate
+from dp4tl_ray.specs.pretraining import Trained
 from dp4tl_ray.specs.selector import Selector
 from dp4tl_ray.specs.transfer import Transfer
 
@@ -39,11 +39,13 @@ class DataStep(Spec):
 
 
 class SurrogateStep(Spec):
-    """Train the surrogate on the whole source."""
+    """Train the surrogate on the whole source, or read its weights."""
 
     stage: Literal["surrogate"] = "surrogate"
-    surrogate: Surrogate
-    """Recipe; its own seed is resolved into `seed`."""
+    surrogate: Trained
+    """Recipe, or where the weights are."""
+    fingerprint: str = ""
+    """Checksum of a file of weights."""
     record: Literal["nothing", "dynamics", "divergences"] = "nothing"
     """Histories of every example that are kept while it trains, as far as a method needs them."""
     seed: int
@@ -98,8 +100,10 @@ class PretrainStep(Spec):
     """Pretrain a network on the kept examples, or only initialise it."""
 
     stage: Literal["pretrain"] = "pretrain"
-    pretraining: Supervised | None
-    """Recipe; null leaves the network as initialised."""
+    pretraining: Trained | None
+    """Recipe, or where the weights are; null leaves the network as initialised."""
+    fingerprint: str = ""
+    """Checksum of a file of weights."""
     network: Network
     """Architecture."""
     adversarial: Literal["none"]

@@ -7,11 +7,21 @@ from pydantic_core import PydanticCustomError
 
 from dp4tl_ray.specs.base import Axis, Count, Natural, Spec, Whole
 from dp4tl_ray.specs.data import ImageFolder, Source, Target, channels
-from dp4tl_ray.specs.method import Method, contradiction
-from dp4tl_ray.specs.network import VisionTransformer
-from dp4tl_ray.specs.pretraining import Pretraining, RawPixels, Supervised, Surrogate, Untrained
-from dp4tl_ray.specs.training import Recipe
-from dp4tl_ray.specs.transfer import LinearProbe, Transfer
+from dp4tl_ray.specs.method import AnyMethod, Method, contradiction, demands
+from dp4tl_ray.specs.network import problem
+from dp4tl_ray.specs.pretraining import (
+    AnyTrained,
+    Pretrained,
+    Pretraining,
+    RawPixels,
+    Supervised,
+    Trained,
+    Untrained,
+    lacks,
+)
+from dp4tl_ray.specs.self_supervised import MoCoV2, SelfSupervised
+from dp4tl_ray.specs.training import Training
+from dp4tl_ray.specs.transfer import KNN, LinearProbe, Transfer
 from dp4tl_ray.specs.unit_methods import Counterfactual
 
 PruningRatio = Annotated[float, Field(ge=0, lt=1)]
@@ -90,10 +100,16 @@ class Study(Spec):
         ),
     ]
     """Lower-case letters, digits and underscores; results appear under it."""
+    data_root: str = ""
+    """Folder that the relative paths of datasets start at; empty is the working directory."""
     source: Source
     """Dataset to prune."""
-    surrogate: Surrogate = Surrogate()
-    """Small model trained on the whole source, used only to score."""
+    surrogate: Trained = Supervised()
+    """Model of the whole source, used only to score: trained here, or `pretrained` elsewhere."""
+    surrogates: dict[str, Trained] = Field(default={})
+    """Further ones by name, for methods that say `surrogate: NAME`."""
+    surrogate_seed: Natural | None = None
+    """Pin one surrogate for all seeds, as the paper does; null trains one per seed."""
     targets: Axis[Target]
     """Axis: datasets to transfer to."""
     methods: Axis[Method]
@@ -132,9 +148,9 @@ class Study(Spec):
         if not self.networks:
             raise _rule("pretraining", "needs at least one that trains, such as supervised")
         if any(isinstance(p, RawPixels) for p in self.pretraining) and not any(
-            isinstance(t, LinearProbe) for t in self.transfers
+            isinstance(t, LinearProbe | KNN) for t in self.transfers
         ):
-            raise _rule("transfers", "raw_pixels is probed linearly: add linear_probe")
+            raise _rule("transfers", "raw_pixels has no weights: add linear_probe or knn")
         if isinstance(self.source, ImageFolder) and self.source.shots is not None:
             raise _rule("source", "shots are drawn from targets; a source is pruned instead")
         for n, target in enumerate(self.targets, start=1):
@@ -157,13 +173,32 @@ class Study(Spec):
                 raise _rule("methods", f"{method.method}: {problem}", n)
             if isinstance(method, Counterfactual):
                 self._can_train("methods", method.recipe, n)
+            self._can_score(method, n)
         if self.search == "lossless":
             self._can_be_searched()
         self._can_train("surrogate", self.surrogate)
+        for surrogate in self.surrogates.values():
+            self._can_train("surrogates", surrogate)
         for n, recipe in enumerate(self.pretraining, start=1):
-            if isinstance(recipe, Supervised):
+            if isinstance(recipe, Training | Pretrained):
                 self._can_train("pretraining", recipe, n)
         return self
+
+    def surrogate_of(self, method: AnyMethod) -> AnyTrained | Pretrained:
+        """Return the model that a method scores by."""
+        return self.surrogates[method.surrogate] if method.surrogate else self.surrogate
+
+    def _can_score(self, method: AnyMethod, n: int) -> None:
+        """Refuse a method whose surrogate cannot give what it is computed from."""
+        if method.surrogate and method.surrogate not in self.surrogates:
+            known = ", ".join(sorted(self.surrogates)) or "none; name one under surrogates"
+            raise _rule(
+                "methods",
+                f"{method.method}: surrogate {method.surrogate!r} is not known; allowed: {known}",
+                n,
+            )
+        if missing := lacks(self.surrogate_of(method), demands(method)):
+            raise _rule("methods", f"{method.method}: {missing}", n)
 
     def _can_be_searched(self) -> None:
         """Refuse a search that cannot come to a verdict."""
@@ -183,16 +218,13 @@ class Study(Spec):
                 f"search: lossless needs at least {SEARCH_SEEDS} seeds, got {len(self.seeds)}",
             )
 
-    def _can_train(self, field: str, recipe: Recipe, n: int | None = None) -> None:
-        """Refuse a recipe whose batch, budget or patches do not fit."""
-        network, seen = recipe.network, recipe.budget.examples_seen
-        if isinstance(network, VisionTransformer) and self.source.image_size % network.patch_size:
-            raise _rule(
-                field,
-                f"patch_size {network.patch_size} does not divide image_size "
-                f"{self.source.image_size}",
-                n,
-            )
+    def _can_train(self, field: str, recipe: Training | Pretrained, n: int | None = None) -> None:
+        """Refuse a recipe whose network, batch or budget does not fit."""
+        if wrong := problem(recipe.network, self.source.image_size):
+            raise _rule(field, wrong, n)
+        if isinstance(recipe, Pretrained):
+            return
+        seen = recipe.budget.examples_seen
         if seen is not None and seen < recipe.batch_size:
             raise _rule(
                 field, f"examples_seen {seen} is less than one batch of {recipe.batch_size}", n
@@ -219,16 +251,41 @@ class Study(Spec):
                 f"batch_norm.group_size {group} of {field}",
             )
 
+        if isinstance(recipe, SelfSupervised):
+            self._can_compare(field, recipe, n)
+
+    def _can_compare(self, field: str, recipe: SelfSupervised, n: int | None) -> None:
+        """Refuse what an objective on whole batches cannot do."""
+        size, group = recipe.batch_size, recipe.batch_norm.group_size
+        if self.runtime.microbatch:
+            raise _rule(
+                "runtime",
+                f"microbatch does not go with {field}, which compares the whole batch: null it, "
+                "or lower batch_size",
+            )
+        if isinstance(recipe, MoCoV2):
+            if size == group:
+                raise _rule(
+                    field,
+                    f"moco_v2 shuffles keys between batch-norm groups, and batch_size {size} is "
+                    f"one group: halve batch_norm.group_size {group}",
+                    n,
+                )
+            if recipe.queue_size < size * (2 if recipe.symmetric else 1):
+                raise _rule(
+                    field,
+                    f"queue_size {recipe.queue_size} does not hold the keys of one batch of {size}"
+                    + (", two of each image" if recipe.symmetric else ""),
+                    n,
+                )
+
     @property
-    def networks(self) -> tuple[Supervised, ...]:
+    def networks(self) -> tuple[AnyTrained, ...]:
         """Return the pretrainings that train."""
-        return tuple(p for p in self.pretraining if isinstance(p, Supervised))
+        return tuple(p for p in self.pretraining if isinstance(p, Training))
 
 
 def _rule(field: str, message: str, n: int | None = None) -> PydanticCustomError:
     """Word a rule that a field breaks, or its n-th entry."""
     context = {"message": message, "field": field} | ({} if n is None else {"n": n})
     return PydanticCustomError("cross_field", "{message}", context)
-
-
-AnyPretraining = Supervised | Untrained | RawPixels

@@ -2,7 +2,13 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from dp4tl_ray.specs.base import (
@@ -10,6 +16,7 @@ from dp4tl_ray.specs.base import (
     Fraction,
     Natural,
     NotNegative,
+    Pair,
     Positive,
     Spec,
     _require_tags,
@@ -48,16 +55,16 @@ class Budget(Spec, json_schema_extra=_exactly_one):
 
 
 class Optimizer(Spec):
-    """Stochastic gradient descent with Nesterov momentum, or AdamW."""
+    """Stochastic gradient descent with Nesterov momentum, AdamW, or LARS."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
-    """Update rule."""
+    name: Literal["sgd", "adamw", "lars"] = "sgd"
+    """Update rule; lars (You et al. 2017) is for batches of thousands."""
     lr: Positive = 0.5
     """Peak learning rate; the paper's is 0.5 at batches of 1024."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Momentum of SGD, or the first beta of AdamW."""
+    """Momentum of SGD and LARS, or the first beta of AdamW."""
     weight_decay: NotNegative = 5e-5
-    """L2 penalty (SGD) or decoupled decay (AdamW)."""
+    """L2 penalty (SGD, LARS) or decoupled decay (AdamW)."""
     decay_norms: bool = True
     """Decay biases and normalisation weights too, as the paper does."""
 
@@ -72,6 +79,12 @@ class Schedule(Spec):
     """Share of the budget spent warming up; the paper: 2 of 16 epochs."""
 
 
+def _ascending(pair: tuple[float, ...]) -> tuple[float, ...]:
+    if pair[0] > pair[1]:
+        raise PydanticCustomError("cross_field", "the smaller number comes first")
+    return pair
+
+
 class Augmentation(Spec):
     """Random changes of the training images, drawn per example."""
 
@@ -81,10 +94,28 @@ class Augmentation(Spec):
     """Mirror half of the images left to right."""
     crop: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Smallest share of the area that a random crop keeps (ratio 3/4 to 4/3); 1 does not crop."""
+    brightness: NotNegative = 0.0
+    """Largest relative change of brightness; 0.4 multiplies by 0.6 to 1.4."""
+    contrast: NotNegative = 0.0
+    """Largest relative change of contrast."""
+    saturation: NotNegative = 0.0
+    """Largest relative change of saturation; grey images have none."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Largest turn of the hue, as a share of the colour circle; grey images have none."""
+    jitter: Fraction = 0.8
+    """Probability that an image's colours are changed at all; the changes come in random order."""
+    grayscale: Fraction = 0.0
+    """Probability that an image loses its colours."""
+    blur: Fraction = 0.0
+    """Probability that an image is blurred by a Gaussian."""
+    blur_sigma: Annotated[Pair, AfterValidator(_ascending)] = (0.1, 2.0)
+    """Smallest and largest deviation of the blur, in pixels; the papers' are for 224 pixels."""
+    solarize: Fraction = 0.0
+    """Probability that all pixels above one half are inverted."""
 
 
-class Recipe(Spec, json_schema_extra=_require_tags):
-    """Supervised training of a network. Defaults are those of the paper's 16-epoch recipe."""
+class Training(Spec, json_schema_extra=_require_tags):
+    """What every training of a network has. Defaults are those of the paper's 16-epoch recipe."""
 
     network: Network = SmallResNet()
     """Architecture."""
@@ -96,8 +127,6 @@ class Recipe(Spec, json_schema_extra=_require_tags):
     """Update rule."""
     schedule: Schedule = Schedule()
     """Learning rate over the budget."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Probability mass spread over all classes."""
     augmentation: Augmentation = Augmentation()
     """Random changes of the training images."""
     batch_norm: BatchNorm = BatchNorm()
@@ -107,3 +136,10 @@ class Recipe(Spec, json_schema_extra=_require_tags):
     ema: Annotated[float, Field(gt=0, le=1)] | None = None
     """Horizon of an exponential moving average of the weights, as a fraction of the budget; the
     average is what is kept."""
+
+
+class Recipe(Training):
+    """Supervised training of a network."""
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability mass spread over all classes."""

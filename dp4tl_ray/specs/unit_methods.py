@@ -6,14 +6,16 @@ from pydantic import Field
 
 from dp4tl_ray.specs.base import NotNegative, Spec
 from dp4tl_ray.specs.example_methods import Clustering, Combine, Within
+from dp4tl_ray.specs.pretraining import Supervised
 from dp4tl_ray.specs.selector import Top, UnitSelector
-from dp4tl_ray.specs.training import Recipe
 from dp4tl_ray.specs.transfer import LinearProbe
 
 
 class UnitMethod(Spec):
     """What all methods that score classes or clusters have in common."""
 
+    surrogate: str | None = None
+    """Name of one of the study's `surrogates` to score by; null takes its `surrogate`."""
     select: UnitSelector = Top()
     """How scores become kept examples; `dp4tl list selectors`."""
     within: Within | None = None
@@ -111,7 +113,7 @@ class Counterfactual(TargetAwareUnitMethod):
     method: Literal["counterfactual"] = "counterfactual"
     num_subsets: Annotated[int, Field(ge=10, le=1_000_000)] = 300
     """Random halves to pretrain on; shared by all targets and seeds."""
-    recipe: Recipe
+    recipe: Supervised
     """How to pretrain on each."""
     transfer: LinearProbe = LinearProbe()
     """How to transfer each."""

@@ -59,7 +59,7 @@ def save_network(job: Job, model: Classifier) -> None:
 
 
 def load_network(artifact: Artifact, image_size: int, group_size: int = 1) -> Classifier:
-    """Rebuild a network that `save_network` wrote, with its pretraining head.
+    """Rebuild a network that `save_network` wrote, with its pretraining head if it has one.
 
     Args:
         artifact: Of a surrogate or a pretraining.
@@ -72,7 +72,7 @@ def load_network(artifact: Artifact, image_size: int, group_size: int = 1) -> Cl
     channels = tensors["pixel_mean"].shape[1]
     model = build_classifier(
         spec.surrogate.network if isinstance(spec, SurrogateStep) else spec.network,
-        num_classes=len(tensors["head.weight"]),
+        num_classes=len(tensors["head.weight"]) if "head.weight" in tensors else 0,
         image_size=image_size,
         statistics=np.zeros((2, channels), np.float32),  # replaced by the saved ones
         group_size=group_size,

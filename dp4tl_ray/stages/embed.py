@@ -23,13 +23,15 @@ def run_embed(spec: EmbedStep, job: Job) -> Metrics:
             rows = draw_target(labels, splits, spec.shots, spec.seed).train
         except ValueError as error:
             raise StageError(str(error)) from error
-    classes, width = model.head.weight.shape
     not_finite = torch.zeros((), dtype=torch.int64, device=job.worker.device)
     with contextlib.ExitStack() as stack:
         if job.writes:
             logits, features = (
                 stack.enter_context(job.bench.growing(name, (len(rows), columns), np.float32))
-                for name, columns in (("logits", classes), ("features", width))
+                for name, columns in (
+                    ("logits", model.num_classes),
+                    ("features", model.num_features),
+                )
             )
         for part, z, h in infer_parts(model, images_of(data), rows, job.worker):
             logits[part], features[part] = z, h

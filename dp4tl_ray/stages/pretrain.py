@@ -3,62 +3,51 @@
 import numpy as np
 
 from dp4tl_ray.specs.network import BatchNorm
+from dp4tl_ray.specs.pretraining import Pretrained, Supervised
+from dp4tl_ray.specs.self_supervised import QUEUE_SHARE, MoCoV2
 from dp4tl_ray.specs.steps import PretrainStep
-from dp4tl_ray.stages.bench import (
-    Job,
-    Metrics,
-    StageError,
-    images_of,
-    num_classes,
-    save_network,
-    statistics,
-)
+from dp4tl_ray.stages.bench import Job, Metrics, StageError, images_of, num_classes, save_network
 from dp4tl_ray.stages.prune import load_kept
-from dp4tl_ray.store import Artifact
-from dp4tl_ray.training.checkpoint import Checkpoint
-from dp4tl_ray.training.fit import Examples, fit
-from dp4tl_ray.training.networks import Classifier, build_classifier
-
-
-def _initialised(spec: PretrainStep, source: Artifact, outputs: int) -> Classifier:
-    """Build the network.
-
-    Normalisation uses the statistics of the whole source, so that pruning changes nothing but the
-    examples.
-    """
-    batch_norm = spec.pretraining.batch_norm if spec.pretraining else BatchNorm()
-    return build_classifier(
-        spec.network,
-        num_classes=outputs,
-        image_size=images_of(source).shape[1],
-        statistics=statistics(source),
-        group_size=batch_norm.group_size,
-        seed=spec.seed,
-    )
+from dp4tl_ray.stages.train import Rows, initialised, read_weights, train
 
 
 def run_pretrain(spec: PretrainStep, job: Job) -> Metrics:
     """Train on the kept examples, or leave the network untrained, and write the weights."""
-    source = job.inputs["source"]
-    all_labels = np.asarray(source.array("labels"))
-    kept = load_kept(job.inputs.get("prune"), len(all_labels))
-    labels, outputs = all_labels[kept], num_classes(source)
-    if spec.pretraining is None:
+    recipe = spec.pretraining
+    if recipe is None:
+        group_size = BatchNorm().group_size
         if job.writes:
-            save_network(job, _initialised(spec, source, outputs))
+            model = initialised(spec.network, job, outputs=0, group_size=group_size, seed=spec.seed)
+            save_network(job, model)
         return {"optimizer_steps": 0, "examples_seen": 0}
-    if len(kept) < spec.pretraining.batch_size:
+    if isinstance(recipe, Pretrained):
+        return read_weights(recipe, job)
+    kept = load_kept(job.inputs.get("prune"), len(images_of(job.inputs["source"])))
+    if len(kept) < recipe.batch_size:
         raise StageError(
             f"{len(kept)} examples are kept, fewer than one batch of "
-            f"{spec.pretraining.batch_size}; prune less or lower pretraining.batch_size"
+            f"{recipe.batch_size}; prune less or lower pretraining.batch_size"
         )
-    if spec.pretraining.head == "compact":
-        names, labels = np.unique(labels, return_inverse=True)
-        outputs = len(names)
-    model = _initialised(spec, source, outputs)
-    examples = Examples(images_of(source), kept, labels)
-    checkpoint = Checkpoint(job.bench.checkpoint, job.bench.publish)
-    summary = fit(model, examples, spec.pretraining, spec.seed, job.worker, checkpoint)
+    if isinstance(recipe, MoCoV2) and recipe.queue_size * QUEUE_SHARE > len(kept):
+        raise StageError(
+            f"queue_size {recipe.queue_size} is more than a quarter of the {len(kept)} examples "
+            f"that are kept; at most {len(kept) // QUEUE_SHARE}"
+        )
+    labels, outputs = _labels(recipe, job, kept) if isinstance(recipe, Supervised) else (None, 0)
+    model, metrics = train(recipe, job, kept, labels, outputs, spec.seed)
     if job.writes:
         save_network(job, model)
-    return summary.metrics()
+    return metrics
+
+
+def _labels(recipe: Supervised, job: Job, kept: Rows) -> tuple[Rows, int]:
+    """Return the labels of the kept examples, and how many classes the head tells apart."""
+    source = job.inputs["source"]
+    labels, outputs = np.asarray(source.array("labels"))[kept], num_classes(source)
+    names, compact = np.unique(labels, return_inverse=True)
+    if len(names) < 2:
+        raise StageError(
+            f"the {len(kept)} examples that are kept are of {len(names)} class(es); supervised "
+            "pretraining needs at least 2"
+        )
+    return (compact, len(names)) if recipe.head == "compact" else (labels, outputs)

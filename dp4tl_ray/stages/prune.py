@@ -28,11 +28,6 @@ def run_prune(spec: PruneStep, job: Job) -> Metrics:
     except ValueError as error:
         raise StageError(str(error)) from error
     kept_classes = np.unique(labels[kept])
-    if len(kept_classes) < 2:
-        raise StageError(
-            f"pruning_ratio {spec.pruning_ratio:g} keeps {len(kept)} examples of "
-            f"{len(kept_classes)} class(es); supervised pretraining needs at least 2 classes"
-        )
     job.bench.array("kept_indices", kept)
     metrics: Metrics = {
         "num_source": len(labels),

@@ -76,7 +76,7 @@ def compute(
         lease: Held for the step by the worker of rank 0; None on the others.
 
     Raises:
-        StageError, TrainingError: The step cannot be done; alike on every worker.
+        StageError, TrainingError, NetworkError: The step cannot be done; alike on every worker.
         StoreError: An input is missing or damaged, as this worker sees it.
     """
     inputs = {}

@@ -13,6 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dp4tl_ray.specs.training import Augmentation
+from dp4tl_ray.training.color import Colors, Rows, change_colors_, draw_colors
+
+BYTES_AT_A_TIME = 2**23
+"""Of images on a CPU; what is computed in between then stays in its cache."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,13 @@ class Changes:
     """Whether to mirror."""
     crop_N4: npt.NDArray[np.float64]
     """Centre (y, x) and half size (y, x) of the crop in coordinates from -1 to 1."""
+    colors: Colors | None
+    """What happens to the colours; None if nothing does."""
 
-    def rows(self, part: slice) -> "Changes":
+    def rows(self, part: Rows) -> "Changes":
         """Return the parameters of some of the images."""
-        return Changes(self.shift_N2[part], self.flip_N[part], self.crop_N4[part])
+        colors = self.colors and self.colors.rows(part)
+        return Changes(self.shift_N2[part], self.flip_N[part], self.crop_N4[part], colors)
 
 
 def draw_changes(spec: Augmentation, n: int, rng: np.random.Generator) -> Changes:
@@ -40,25 +47,78 @@ def draw_changes(spec: Augmentation, n: int, rng: np.random.Generator) -> Change
     ratio = np.exp(rng.uniform(-1, 1, size=n) * np.minimum(np.log(4 / 3), -np.log(area)))
     half = np.sqrt(np.stack([area / ratio, area * ratio], axis=1))
     centre = rng.uniform(-1, 1, size=(n, 2)) * (1 - half)
-    return Changes(shift, flip, np.concatenate([centre, half], axis=1))
+    crop = np.concatenate([centre, half], axis=1)
+    return Changes(shift, flip, crop, draw_colors(spec, n, rng))
 
 
 def augment(pixels_NCHW: Tensor, spec: Augmentation, changes: Changes) -> Tensor:
-    """Apply shift and mirroring as an indexing, then the crop as a bilinear sampling."""
+    """Shift, mirror and crop images, then change their colours; the images given stay as they are.
+
+    Args:
+        pixels_NCHW: Images of 1 or 3 channels, float32 in [0, 1].
+        spec: What the changes were drawn from.
+        changes: One row per image.
+    """
+    if spec.crop == 1 and (spec.shift or spec.flip):
+        pixels_NCHW = _move(pixels_NCHW, changes)
+    if spec.crop == 1 and changes.colors is None:
+        return pixels_NCHW
+    n, *size = pixels_NCHW.shape
+    at_a_time = max(1, BYTES_AT_A_TIME // (4 * int(np.prod(size)))) if pixels_NCHW.is_cpu else n
+    changed = torch.empty(pixels_NCHW.shape, device=pixels_NCHW.device)
+    for start in range(0, n, at_a_time):
+        rows = slice(start, start + at_a_time)
+        part, some = pixels_NCHW[rows], changes.rows(rows)
+        changed[rows] = _crop(part, some) if spec.crop < 1 else part
+        if some.colors is not None:
+            change_colors_(changed[rows], spec, some.colors)
+    return changed
+
+
+def _move(pixels_NCHW: Tensor, changes: Changes) -> Tensor:
+    """Shift and mirror as an indexing."""
     n, _, height, width = pixels_NCHW.shape
-    if spec.shift or spec.flip:
-        y = np.arange(height) - changes.shift_N2[:, :1]
-        x = np.arange(width) - changes.shift_N2[:, 1:]
-        x = np.where(changes.flip_N[:, None], width - 1 - x, x)
-        y_NH = torch.from_numpy(y.clip(0, height - 1)).to(pixels_NCHW.device)
-        x_NW = torch.from_numpy(x.clip(0, width - 1)).to(pixels_NCHW.device)
-        image_N11 = torch.arange(n, device=pixels_NCHW.device)[:, None, None]
-        moved_NHWC = pixels_NCHW.permute(0, 2, 3, 1)[image_N11, y_NH[:, :, None], x_NW[:, None, :]]
-        pixels_NCHW = moved_NHWC.permute(0, 3, 1, 2)
-    if spec.crop < 1:
-        cy, cx, hy, hx = torch.from_numpy(changes.crop_N4).float().to(pixels_NCHW.device).unbind(1)
-        zero = torch.zeros_like(cy)
-        theta_N23 = torch.stack([hx, zero, cx, zero, hy, cy], dim=1).view(n, 2, 3)
-        grid = F.affine_grid(theta_N23, list(pixels_NCHW.shape), align_corners=False)
-        pixels_NCHW = F.grid_sample(pixels_NCHW, grid, padding_mode="border", align_corners=False)
-    return pixels_NCHW
+    y = np.arange(height) - changes.shift_N2[:, :1]
+    x = np.arange(width) - changes.shift_N2[:, 1:]
+    x = np.where(changes.flip_N[:, None], width - 1 - x, x)
+    y_NH = torch.from_numpy(y.clip(0, height - 1)).to(pixels_NCHW.device)
+    x_NW = torch.from_numpy(x.clip(0, width - 1)).to(pixels_NCHW.device)
+    image_N11 = torch.arange(n, device=pixels_NCHW.device)[:, None, None]
+    moved_NHWC = pixels_NCHW.permute(0, 2, 3, 1)[image_N11, y_NH[:, :, None], x_NW[:, None, :]]
+    return moved_NHWC.permute(0, 3, 1, 2)
+
+
+def _crop(pixels_NCHW: Tensor, changes: Changes) -> Tensor:
+    """Shift, mirror and crop as one bilinear sampling.
+
+    The crop is F.interpolate of the cropped image, without antialias: crops become as large as the
+    image was, and so are never made smaller.
+    """
+    n, _, height, width = pixels_NCHW.shape
+    y = _positions(height, changes.crop_N4[:, 0::2], changes.shift_N2[:, 0])
+    x = _positions(width, changes.crop_N4[:, 1::2], changes.shift_N2[:, 1])
+    # reading from right to left is slow: what is to be mirrored is read mirrored at the centre
+    x = np.where(changes.flip_N[:, None], -x[:, ::-1], x)
+    y_NH, x_NW = (torch.from_numpy(p).float().to(pixels_NCHW.device) for p in (y, x))
+    grid_NHW2 = torch.empty(n, height, width, 2, device=pixels_NCHW.device)
+    grid_NHW2[..., 0] = x_NW[:, None, :]
+    grid_NHW2[..., 1] = y_NH[:, :, None]
+    # a plane is read faster than interleaved channels, also with the copy
+    planes_NCHW = pixels_NCHW.contiguous()
+    cropped = F.grid_sample(planes_NCHW, grid_NHW2, padding_mode="border", align_corners=False)
+    flip = torch.from_numpy(np.flatnonzero(changes.flip_N)).to(cropped.device)
+    return cropped.index_copy_(0, flip, cropped.index_select(0, flip).flip(3))
+
+
+def _positions(
+    size: int, crop_N2: npt.NDArray[np.float64], shift_N: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """Return from where each pixel comes along one axis, (N, size), in coordinates from -1 to 1."""
+    centre_N1, half_N1 = crop_N2[:, :1], crop_N2[:, 1:]
+    pixel = (2 * np.arange(size) + 1) / size - 1
+    # the outermost pixels would lie less than half a pixel from the edge of the crop, and so mix
+    # with pixels outside of it
+    most_N1 = np.maximum(half_N1 - 1 / size, 0)
+    offset_NS = (pixel * half_N1).clip(-most_N1, most_N1)
+    position_NS: npt.NDArray[np.float64] = centre_N1 + offset_NS - 2 * shift_N[:, None] / size
+    return position_NS

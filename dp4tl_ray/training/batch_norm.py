@@ -3,17 +3,19 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 MOMENTUM = 0.1
 """Share of the way that the running statistics move with a batch."""
 
 
-class GroupedBatchNorm2d(nn.BatchNorm2d):
+class GroupedBatchNorm(_BatchNorm):
     """Normalise each group of `group_size` consecutive examples by its own statistics.
 
     The running statistics move once per forward pass, towards the mean over its groups. That is
     linear in the groups, so that workers who hold different groups get the one-worker statistics
-    by averaging their buffers, whenever they like.
+    by averaging their buffers, whenever they like. Passes are not counted: their number depends on
+    how a batch is shared, so `num_batches_tracked` stays 0.
     """
 
     movement: Tensor | None
@@ -21,29 +23,41 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
     tensor, because a compiled network would be compiled again for each number. None moves by
     MOMENTUM."""
 
-    def __init__(self, num_features: int, *, group_size: int) -> None:
-        super().__init__(num_features, momentum=MOMENTUM)
+    def __init__(
+        self, num_features: int, *, group_size: int, eps: float = 1e-5, affine: bool = True
+    ) -> None:
+        super().__init__(num_features, eps=eps, momentum=MOMENTUM, affine=affine)
         self.group_size, self.movement = group_size, None
 
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Normalise; in evaluation, or within one group, exactly torch's batch norm."""
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (N, C, ...); in evaluation, or within one group, exactly as torch does."""
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]
+        mean, var = self.running_mean, self.running_var
+        assert mean is not None and var is not None
         one_pass = self.movement is None
-        if not self.training or (one_pass and len(x_NCHW) <= self.group_size):
-            return super().forward(x_NCHW)
-        assert self.running_mean is not None and self.running_var is not None
+        if not self.training or (one_pass and len(input) <= self.group_size):
+            return self._normalise(input, mean, var, MOMENTUM)
         means, variances, outputs = [], [], []
-        for group in torch.split(x_NCHW, self.group_size):
-            mean, var = torch.zeros_like(self.running_mean), torch.ones_like(self.running_var)
+        for group in torch.split(input, self.group_size):
             # momentum 1 writes the group's own statistics into the two buffers
-            outputs.append(
-                F.batch_norm(group, mean, var, self.weight, self.bias, True, 1.0, self.eps)
-            )
-            means.append(mean)
-            variances.append(var)
+            means.append(torch.zeros_like(mean))
+            variances.append(torch.ones_like(var))
+            outputs.append(self._normalise(group, means[-1], variances[-1], 1.0))
         movement = MOMENTUM if self.movement is None else self.movement
-        self.running_mean.lerp_(torch.stack(means).mean(dim=0), movement)
-        self.running_var.lerp_(torch.stack(variances).mean(dim=0), movement)
+        mean.lerp_(torch.stack(means).mean(dim=0), movement)
+        var.lerp_(torch.stack(variances).mean(dim=0), movement)
         return torch.cat(outputs)
+
+    def _normalise(self, x: Tensor, mean: Tensor, var: Tensor, momentum: float) -> Tensor:
+        return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, momentum, self.eps)
+
+
+class GroupedBatchNorm1d(GroupedBatchNorm, nn.BatchNorm1d):
+    """Of vectors, (N, C)."""
+
+
+class GroupedBatchNorm2d(GroupedBatchNorm, nn.BatchNorm2d):
+    """Of images, (N, C, H, W)."""
 
 
 def movements(sizes: list[int]) -> list[float]:

@@ -9,7 +9,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dp4tl_ray.algorithms.memory import row_chunks
-from dp4tl_ray.training.fit import to_pixels
+from dp4tl_ray.training.examples import to_pixels
 from dp4tl_ray.training.inference import BATCH
 from dp4tl_ray.training.networks import Classifier
 from dp4tl_ray.training.worker import Worker

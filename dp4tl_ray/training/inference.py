@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dp4tl_ray.training.fit import to_pixels
+from dp4tl_ray.training.examples import to_pixels
 from dp4tl_ray.training.networks import Classifier
 from dp4tl_ray.training.worker import Worker
 
@@ -52,18 +52,18 @@ def _outputs(
 ) -> list[Tensor]:
     with torch.inference_mode():
         features = model.features(to_pixels(images_NHWC, device))
-        return [model.head(features).float(), features.float()]
+        return [model.logits(features).float(), features.float()]
 
 
 def _send(outputs: list[Tensor]) -> None:
-    for tensor in outputs:
+    for tensor in filter(torch.numel, outputs):
         dist.send(tensor.contiguous(), dst=0)
 
 
 def _receive(model: Classifier, size: int, rank: int, device: torch.device) -> list[Tensor]:
-    classes, width = model.head.weight.shape
-    outputs = [torch.empty(size, columns, device=device) for columns in (classes, width)]
-    for tensor in outputs:
+    columns = (model.num_classes, model.num_features)
+    outputs = [torch.empty(size, width, device=device) for width in columns]
+    for tensor in filter(torch.numel, outputs):
         dist.recv(tensor, src=rank)
     return outputs
 
@@ -72,8 +72,8 @@ def infer(
     model: Classifier, images: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], worker: Worker
 ) -> tuple[Floats, Floats]:
     """Return logits (N, classes) and features (N, D) of N rows; of none where rank > 0."""
-    classes, width = model.head.weight.shape
-    logits, features = [np.empty((0, classes), np.float32)], [np.empty((0, width), np.float32)]
+    logits = [np.empty((0, model.num_classes), np.float32)]
+    features = [np.empty((0, model.num_features), np.float32)]
     for _, z, h in infer_parts(model, images, rows, worker):
         logits.append(z)
         features.append(h)

@@ -1,17 +1,21 @@
 """Network specs -> modules: a backbone, a head, and the normalisation of the pixels."""
 
+import difflib
 from functools import partial
-from typing import assert_never
+from typing import Any, assert_never
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dp4tl_ray.specs.network import (
     AnyNetwork,
     SmallResNet,
+    SmallVisionTransformer,
+    TimmNetwork,
     TorchvisionResNet,
     VisionTransformer,
 )
@@ -20,30 +24,51 @@ from dp4tl_ray.training.batch_norm import GroupedBatchNorm2d
 Norm = partial[GroupedBatchNorm2d]
 
 
+class NetworkError(Exception):
+    """A network cannot be built; the message is for a person."""
+
+
 class Classifier(nn.Module):
     """Pixels in [0, 1] -> normalised pixels -> backbone -> features -> head -> logits.
 
-    Normalisation is part of the network, so that whoever changes pixels works in pixel units.
+    Normalisation is part of the network, so that whoever changes pixels works in pixel units. A
+    network that learns without labels has no head, and no logits.
     """
 
     pixel_mean: Tensor
     pixel_std: Tensor
+    head: nn.Linear | None
 
     def __init__(self, backbone: nn.Module, num_features: int, num_classes: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Linear(num_features, num_classes)
+        self.num_features = num_features
+        self.head = nn.Linear(num_features, num_classes) if num_classes else None
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the head; 0 without one."""
+        return self.head.out_features if self.head is not None else 0
 
     def features(self, pixels_NCHW: Tensor) -> Tensor:
-        """Return the backbone's output, (N, num_features)."""
+        """Return the backbone's output, (N, num_features).
+
+        Grey images are shown alike to each channel of a network that has several.
+        """
         normalised: Tensor = (pixels_NCHW - self.pixel_mean) / self.pixel_std
         features: Tensor = self.backbone(normalised)
         return features
 
+    def logits(self, features: Tensor) -> Tensor:
+        """Return the head's output for features, (N, num_classes)."""
+        if self.head is None:
+            return features.new_empty(len(features), 0)
+        logits: Tensor = self.head(features)
+        return logits
+
     def forward(self, pixels_NCHW: Tensor) -> Tensor:
         """Return logits, (N, num_classes)."""
-        logits: Tensor = self.head(self.features(pixels_NCHW))
-        return logits
+        return self.logits(self.features(pixels_NCHW))
 
 
 class ResidualBlock(nn.Module):
@@ -99,23 +124,110 @@ def _torchvision_resnet(
 
 
 def _vision_transformer(
-    spec: VisionTransformer, channels: int, image_size: int
+    spec: VisionTransformer | SmallVisionTransformer, channels: int, image_size: int
 ) -> tuple[nn.Module, int]:
     import torchvision
 
-    width = 768
+    width, depth, num_heads = (
+        (spec.width, spec.depth, spec.num_heads)
+        if isinstance(spec, SmallVisionTransformer)
+        else (768, 12, 12)
+    )
     net = torchvision.models.VisionTransformer(
         image_size=image_size,
         patch_size=spec.patch_size,
-        num_layers=12,
-        num_heads=12,
+        num_layers=depth,
+        num_heads=num_heads,
         hidden_dim=width,
-        mlp_dim=3072,
+        mlp_dim=4 * width,
     )
     if channels != 3:
         net.conv_proj = nn.Conv2d(channels, width, spec.patch_size, spec.patch_size)
+        # as torchvision initialises the one for three channels
+        nn.init.trunc_normal_(net.conv_proj.weight, std=(channels * spec.patch_size**2) ** -0.5)
+        nn.init.zeros_(net.conv_proj.bias)
     net.heads = nn.Identity()
     return net, width
+
+
+def create_timm(name: str, *, channels: int, image_size: int, **options: Any) -> nn.Module:
+    """Build a network of timm as timm does.
+
+    Args:
+        name: timm's name, with or without that of weights.
+        channels: Channels of the images.
+        image_size: Height and width of the images.
+        options: For timm.create_model.
+
+    Raises:
+        NetworkError: timm is not installed, or does not know the name.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise NetworkError(
+            f"network {name!r} is timm's, which is not installed: pip install 'dp4tl_ray[timm]'"
+        ) from error
+    known = {*timm.list_models(), *timm.list_pretrained()}
+    if name not in known:
+        near = difflib.get_close_matches(name, sorted(known), n=5)
+        hint = f"; the nearest names: {', '.join(near)}" if near else ""
+        raise NetworkError(f"timm {timm.__version__} has no network {name!r}{hint}")
+    config = timm.get_pretrained_cfg(name)
+    if config is not None and config.fixed_input_size:
+        options["img_size"] = image_size
+    net: nn.Module = timm.create_model(name, in_chans=channels, **options)
+    return net
+
+
+class _GroupedBatchNormAct2d(GroupedBatchNorm2d):
+    """timm's BatchNormAct2d, which drops and activates what it has normalised."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise, drop, activate."""
+        activated: Tensor = self.act(self.drop(super().forward(input)))
+        return activated
+
+
+def _grouped(norm: _BatchNorm, group_size: int, whose: str) -> GroupedBatchNorm2d:
+    """Return the same batch norm over groups."""
+    from timm.layers import BatchNormAct2d
+
+    kind, parts = GroupedBatchNorm2d, ["weight", "bias", "running_mean", "running_var"]
+    if type(norm) is BatchNormAct2d:
+        kind, parts = _GroupedBatchNormAct2d, [*parts, "drop", "act"]
+    elif type(norm) is not nn.BatchNorm2d:
+        raise NetworkError(
+            f"timm's {whose} normalises by {type(norm).__name__}, whose statistics would depend "
+            "on the number of workers; only BatchNorm2d and BatchNormAct2d can be grouped"
+        )
+    grouped = kind(norm.num_features, group_size=group_size, eps=norm.eps, affine=norm.affine)
+    for part in parts:
+        setattr(grouped, part, getattr(norm, part))
+    return grouped
+
+
+def _timm_network(
+    spec: TimmNetwork, channels: int, image_size: int, group_size: int
+) -> tuple[nn.Module, int]:
+    try:
+        net = create_timm(spec.name, channels=channels, image_size=image_size, num_classes=0)
+        with torch.no_grad():
+            shape = net.eval()(torch.zeros(1, channels, image_size, image_size)).shape
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise NetworkError(
+            f"timm's {spec.name} does not take images of {image_size} pixels: {error}"
+        ) from error
+    if len(shape) != 2:
+        raise NetworkError(f"timm's {spec.name} gives no vector of features but {tuple(shape)[1:]}")
+    for module in list(net.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, _BatchNorm):
+                setattr(module, name, _grouped(child, group_size, spec.name))
+    return net.train(), shape[1]
 
 
 def build_classifier(
@@ -131,11 +243,14 @@ def build_classifier(
 
     Args:
         spec: Architecture.
-        num_classes: Outputs of the head.
+        num_classes: Outputs of the head; 0 for a network without one.
         image_size: Height and width of the images.
         statistics: Mean and deviation of the source's pixels in [0, 1], (2, channels).
         group_size: Examples per batch-norm group.
         seed: Seed of the weights.
+
+    Raises:
+        NetworkError: A network of timm that is not there, or does not fit.
     """
     channels = statistics.shape[1]
     norm = partial(GroupedBatchNorm2d, group_size=group_size)
@@ -146,8 +261,10 @@ def build_classifier(
                 backbone, num_features = _small_resnet(spec, channels, norm)
             case TorchvisionResNet():
                 backbone, num_features = _torchvision_resnet(spec, channels, norm)
-            case VisionTransformer():
+            case VisionTransformer() | SmallVisionTransformer():
                 backbone, num_features = _vision_transformer(spec, channels, image_size)
+            case TimmNetwork():
+                backbone, num_features = _timm_network(spec, channels, image_size, group_size)
             case _:
                 assert_never(spec)
         model = Classifier(backbone, num_features, num_classes)
@@ -158,14 +275,20 @@ def build_classifier(
 
 
 def new_head(model: Classifier, num_classes: int, seed: int) -> None:
-    """Replace the head by a fresh one, as transfer to another task asks for."""
+    """Give a network a fresh head, as transfer to another task asks for."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model.head = nn.Linear(model.head.in_features, num_classes)
+        model.head = nn.Linear(model.num_features, num_classes)
 
 
-def blocks(model: Classifier) -> list[nn.Module]:
-    """Return the repeated blocks of a backbone: the outermost modules with parts of their own that
+def patch_embedding(model: Classifier) -> list[nn.Parameter]:
+    """Return the parameters by which a vision transformer embeds patches; of others, none."""
+    modules = (getattr(model.backbone, name, None) for name in ("conv_proj", "patch_embed"))
+    return [p for module in modules if module is not None for p in module.parameters()]
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """Return the repeated blocks of networks: the outermost modules with parts of their own that
     stand in a sequence, as residual and encoder blocks do."""
     found: list[nn.Module] = []
 
@@ -176,5 +299,5 @@ def blocks(model: Classifier) -> list[nn.Module]:
             else:
                 look(child)
 
-    look(model.backbone)
+    look(model)
     return found

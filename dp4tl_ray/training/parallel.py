@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dp4tl_ray.training.networks import Classifier, blocks
+from dp4tl_ray.training.networks import blocks
 from dp4tl_ray.training.worker import Worker
 
 # Buffers are averaged once per epoch instead: they are linear in the groups. torch renamed the
@@ -29,9 +29,9 @@ class Parallel:
     works alone, fsdp2 is the same as no sharding. Buffers are never sharded.
     """
 
-    def __init__(self, network: Classifier, worker: Worker) -> None:
+    def __init__(self, network: nn.Module, worker: Worker) -> None:
         self._network = network
-        self.sharded = worker.sharding == "fsdp2" and _have_group(worker)
+        self.sharded = is_sharded(worker)
         self.model: nn.Module = network
         """Holds the parameters that an optimizer moves, under the network's names."""
         self._module: Any
@@ -44,7 +44,7 @@ class Parallel:
             self._module = (
                 DistributedDataParallel(network, **_LEAVE_BUFFERS) if several else network
             )
-        self.forward: Callable[[Tensor], Tensor] = (
+        self.forward: Callable[..., Any] = (
             torch.compile(self._module) if worker.compile else self._module
         )
 
@@ -77,16 +77,20 @@ class Parallel:
                 tensor.copy_(whole)
 
 
-def _have_group(worker: Worker) -> bool:
-    """Tell whether torch's group is that of these workers, not that of a lane they work in."""
-    return dist.is_initialized() and dist.get_world_size() == worker.world_size
+def is_sharded(worker: Worker) -> bool:
+    """Tell whether each worker is to hold a shard of the network.
+
+    For that torch's process group must be that of these workers, not that of a lane they work in.
+    """
+    have_group = dist.is_initialized() and dist.get_world_size() == worker.world_size
+    return worker.sharding == "fsdp2" and have_group
 
 
 def _is_shard(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def _shard(network: Classifier, worker: Worker) -> nn.Module:
+def _shard(network: nn.Module, worker: Worker) -> nn.Module:
     """Shard a network in place, over all workers."""
     # seconds to import, which a training that shards nothing should not pay
     from torch.distributed.device_mesh import init_device_mesh

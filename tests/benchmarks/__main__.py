@@ -3,6 +3,7 @@
 import json
 import sys
 
+from tests.benchmarks.augmentation import augmentation
 from tests.benchmarks.bound import sweep_bound
 from tests.benchmarks.clustering import (
     fm_scoring,
@@ -35,6 +36,7 @@ BENCHMARKS = {
     "kmeans_mini_batch": kmeans_mini_batch,
     "cheap_scores": cheap_scores,
     "lossless_search": lossless_search,
+    "augmentation": augmentation,
 }
 
 

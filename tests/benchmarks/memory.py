@@ -13,7 +13,7 @@ from dp4tl_ray.store import open_store
 from dp4tl_ray.training.worker import Worker
 from tests.benchmarks.figure import Figure, figure
 from tests.benchmarks.overhead import resident_memory
-from tests.conftest import recipe
+from tests.conftest import supervised
 
 EARLY, LATE = 50, 200
 
@@ -49,9 +49,7 @@ def _plan() -> Plan:
         "targets": ["held_out_letters"],
         "methods": ["random_classes"],
         "pruning_ratios": [0.0],
-        "pretraining": [
-            {"objective": "supervised", **recipe(network=n, **brief)} for n in networks
-        ],
+        "pretraining": [supervised(network=n, **brief) for n in networks],
         "seeds": list(range(LATE // len(networks))),
     }
     return make_plan(Study.model_validate(study))

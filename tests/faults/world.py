@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.conftest import recipe, study_data, write_folder
+from tests.conftest import study_data, supervised, write_folder
 from tests.processes import descendants, title
 
 REPOSITORY = Path(__file__).parents[2]
@@ -260,9 +260,9 @@ def _study(pictures: dict[str, str]) -> dict[str, Any]:
     return study_data(
         pictures,
         name=NAME,
-        surrogate=recipe(budget={"epochs": 4}),
+        surrogate=supervised(budget={"epochs": 4}),
         methods=[{"method": "feature_mapping", "clustering": {"num_clusters": 6}}],
         pruning_ratios=[0.3, 0.6],
-        pretraining=[{"objective": "supervised", **recipe(budget={"epochs": 6})}],
+        pretraining=[supervised(budget={"epochs": 6})],
         runtime={"device": "cpu"},
     )

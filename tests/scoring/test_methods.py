@@ -41,7 +41,7 @@ def every_method() -> list[AnyMethod]:
         get_args(record.model_fields["method"].annotation)[0] for record in get_args(AnyMethod)
     ]
     bare = [name for name in names if name not in {*ELSEWHERE, "counterfactual"}]
-    dear = {"method": "counterfactual", "recipe": {}}
+    dear = {"method": "counterfactual", "recipe": {"objective": "supervised"}}
     return [ADAPTER.validate_python(m) for m in (*bare, dear, *VARIANTS)]
 
 
@@ -192,7 +192,7 @@ def test_a_source_class_may_have_no_example(name: str) -> None:
 )
 def test_what_would_not_fit_is_refused_with_the_arithmetic_and_a_way_out(method: Any) -> None:
     if method == "counterfactual":
-        method = {"method": method, "recipe": {}}
+        method = {"method": method, "recipe": {"objective": "supervised"}}
     with pytest.raises(MemoryLimitError, match=r"GiB are needed and 0\.00 GiB allowed; \w+"):
         scores(ADAPTER.validate_python(method), replace(inputs(), limit_bytes=100))
 
@@ -201,7 +201,9 @@ def test_a_yardstick_of_equal_outcomes_explains_nothing() -> None:
     given = inputs()
     assert given.subsets is not None
     equal = {n: (rows, 0.5) for n, (rows, _) in given.subsets.items()}
-    method = ADAPTER.validate_python({"method": "counterfactual", "recipe": {}})
+    method = ADAPTER.validate_python(
+        {"method": "counterfactual", "recipe": {"objective": "supervised"}}
+    )
     found = scores(method, replace(given, subsets=equal))
     # a manifest holds no NaN
     assert found.facts["r2_loo"] == 0 and not found.score.any()

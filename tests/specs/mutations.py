@@ -13,7 +13,13 @@ AUGMENTATION = {"shift": 2, "flip": True, "crop": 0.5}
 EMBEDDED: Study = {
     "name": "embedded_1",
     "source": {"dataset": "glyphs_and_textures", "images_per_class": 9, "seed": 3},
-    "surrogate": {"network": "resnet9", "budget": {"epochs": 2}, "ema": 0.5, "seed": None},
+    "surrogate": {
+        "objective": "supervised",
+        "network": "resnet9",
+        "budget": {"epochs": 2},
+        "ema": 0.5,
+    },
+    "surrogate_seed": None,
     "targets": [
         "held_out_letters",
         {"dataset": "handwritten_digits", "shots": 3, "image_size": 16},
@@ -28,7 +34,10 @@ EMBEDDED: Study = {
         {"method": "el2n", "select": {"rule": "ccs", "hardest": 0.2, "num_strata": 9}},
         {"method": "normsim", "combine": "soft_min", "norm": "2"},
         {"method": "plugin", "scorer": "mine", "options": {"a": 1, "b": "c", "d": True}},
-        {"method": "counterfactual", "recipe": {"budget": {"epochs": 1}}},
+        {
+            "method": "counterfactual",
+            "recipe": {"objective": "supervised", "budget": {"epochs": 1}},
+        },
     ],
     "pruning_ratios": [0, 0.25, 0.5],
     "pretraining": [
@@ -46,7 +55,12 @@ EMBEDDED: Study = {
         "raw_pixels",
     ],
     "adversarial": ["none"],
-    "transfers": ["linear_probe", {"transfer": "full_finetune", "epochs": 3, "lrs": [0.1, 1]}],
+    "transfers": [
+        "linear_probe",
+        {"transfer": "full_finetune", "epochs": 3, "lrs": [0.1, 1]},
+        {"transfer": "knn", "ks": [1, 20]},
+        {"transfer": "dp4tl_asis", "mode": "full_finetune", "optimizer": "sgd"},
+    ],
     "seeds": [0, 1, 2],
     "search": "lossless",
     "report": {"margin": 0.02},
@@ -75,8 +89,10 @@ PICTURES: Study = {
         {"objective": "none"},
     ],
     "transfers": [
-        {"transfer": "linear_probe", "l2": [0.1, 1]},
+        {"transfer": "linear_probe", "l2": [0.1, 1], "refit_on_val": True, "batch_norm": "adapt"},
         {"transfer": "full_finetune", "batch_size": 8, "weight_decays": [0], "search": "halving"},
+        {"transfer": "full_finetune", "optimizer": "adam", "momentum": 0},
+        {"transfer": "linear_probe", "solver": "adam"},
     ],
     "runtime": {
         "pretrain_workers": 2,
@@ -112,7 +128,7 @@ TAGS = {
     ],
     "rule": ["top", "whole_units", "quota", "gumbel", "stratified", "ccs", "d2"],
     "objective": ["supervised", "none", "raw_pixels"],
-    "transfer": ["linear_probe", "full_finetune"],
+    "transfer": ["linear_probe", "full_finetune", "knn", "dp4tl_asis"],
 }
 TAG_OF = {name: tag for tag, names in TAGS.items() for name in names}
 WORDS = [

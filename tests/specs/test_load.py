@@ -6,6 +6,7 @@ import pytest
 
 from dp4tl_ray.specs.data import GlyphsAndTextures, ImageFolder
 from dp4tl_ray.specs.load import NAMES, StudyError, load_study
+from dp4tl_ray.specs.pretraining import Supervised
 from dp4tl_ray.specs.schema import json_schema
 from dp4tl_ray.specs.training import Budget
 from dp4tl_ray.specs.unit_methods import LabelMapping
@@ -15,7 +16,7 @@ Write = Callable[[str | bytes], Path]
 STUDY = """\
 name: s
 source: glyphs_and_textures
-surrogate: {budget: {epochs: 3}}
+surrogate: {objective: supervised, budget: {epochs: 3}}
 targets: [held_out_letters]
 methods: [random_classes, label_mapping]
 pruning_ratios: [0.0, 0.5]
@@ -103,15 +104,42 @@ MISTAKES = [
      ["unknown field 'metod'; did you mean 'method'?"], "metod"),
     (", label_mapping]", ", {method: label_mapping, keep: low}]", "5:57", "methods[1].keep",
      ["'low' is not known; did you mean 'lowest'? allowed: highest, lowest"], "low"),
-    ("{budget: {epochs: 3}}", "{network: resnet}", "3:22", "surrogate.network",
+    ("budget: {epochs: 3}}", "network: resnet}", "3:45", "surrogate.network",
      ["'resnet' is not known; did you mean 'resnet9'? allowed: resnet101"], "resnet"),
-    ("{budget: {epochs: 3}}", "{budget: {epochs: 0}}", "3:30", "surrogate.budget.epochs",
+    ("budget: {epochs: 3}}", "budget: {epochs: 0}}", "3:53", "surrogate.budget.epochs",
      ["must be greater than 0, got 0"], "0"),
-    ("{budget: {epochs: 3}}", "{budget: {}}", "3:21", "surrogate.budget",
+    ("budget: {epochs: 3}}", "budget: {}}", "3:44", "surrogate.budget",
      ["give either epochs or examples_seen"], "{}"),
-    ("{budget: {epochs: 3}}", "3", "3:12", "surrogate", ["must be a record of fields, got 3"], "3"),
-    ("{budget: {epochs: 3}}", "{batch_size: 100}", "3:12", "surrogate",
-     ["batch_size 100 is not a multiple of"], "{batch_size: 100}"),
+    ("{objective: supervised, budget: {epochs: 3}}", "3", "3:12", "surrogate",
+     ["must be a name or a record, got 3; allowed: byol, moco_v2"], "3"),
+    ("objective: supervised, budget: {epochs: 3}}", "objective: moco_v1}", "3:24",
+     "surrogate.objective", ["'moco_v1' is not known; did you mean 'moco_v"], "moco_v1"),
+    ("objective: supervised, budget: {epochs: 3}}", "objective: simclr}", "5:28", "methods[1]",
+     ["label_mapping: reads the source's labels through the surrogate, and simclr learns none",
+      "feature_mapping"], "label_mapping"),
+    ("objective: supervised, budget: {epochs: 3}}",
+     "objective: pretrained, network: resnet18, weights: w.pt}", "5:28", "methods[1]",
+     ["gives with outputs: source"], "label_mapping"),
+    (", label_mapping]", ", {method: el2n, surrogate: big}]", "5:27", "methods[1]",
+     ["el2n: surrogate 'big' is not known; allowed: none; name one under surrogates"],
+     "{method: el2n, surrogate: big}"),
+    ("objective: supervised\n  budget: {epochs: 3}\n", "objective: moco_v2\n  batch_size: 64\n",
+     "8:3", "pretraining[0]", ["batch_size 64 is one group: halve batch_norm.group_size 64"], "o"),
+    ("objective: supervised\n  budget: {epochs: 3}\n", "objective: moco_v2\n  queue_size: 100\n",
+     "8:3", "pretraining[0]", ["queue_size 100 does not hold the keys of one batch of 256"], "o"),
+    ("objective: supervised\n  budget: {epochs: 3}\n",
+     "objective: simclr\n  network: {arch: vit, patch_size: 16, width: 100}\n",
+     "8:3", "pretraining[0]", ["num_heads 3 does not divide the width 100"], "o"),
+    ("objective: supervised\n  budget: {epochs: 3}\n",
+     "objective: simclr\n  augmentation: {blur_sigma: [2, 1]}\n",
+     "9:30", "pretraining[0].augmentation.blur_sigma", ["the smaller number comes first"],
+     "[2, 1]"),
+    ("seeds: [0, 1]", "runtime: {microbatch: 64}\nsurrogates: {s: simclr}", "10:10", "runtime",
+     ["microbatch does not go with surrogates, which compares the whole batch"],
+     "{microbatch: 64}"),
+    ("{objective: supervised, budget: {epochs: 3}}",
+     "{objective: supervised, batch_size: 100}", "3:12", "surrogate",
+     ["batch_size 100 is not a multiple of"], "{objective: supervised, batch_size: 100}"),
     ("[held_out_letters]", "[held_out_letters, {dataset: held_out_textures, image_size: 32}]",
      "4:29", "targets[1]", ["has image_size 32, the source 16: they must agree"],
      "{dataset: held_out_textures, image_size: 32}"),
@@ -128,6 +156,10 @@ MISTAKES = [
     (", label_mapping]", ", {method: random_classes, within: {method: el2n, select: ccs}}]",
      "5:27", "methods[1]", ["write select outside of it"],
      "{method: random_classes, within: {method: el2n, select: ccs}}"),
+    ("[0, 1]", "[0, 1]\ntransfers: [{transfer: linear_probe, solver: adam, l2: [0.1]}]", "11:56",
+     "transfers[0].l2", ["solver: adam has no penalty to choose: leave l2 out"], "[0.1]"),
+    ("[0, 1]", "[0, 1]\ntransfers: [{transfer: dp4tl_asis, optimizer: sgd}]", "11:47",
+     "transfers[0].optimizer", ["mode: linear_probe is trained by adam"], "sgd"),
     ("[0, 1]", "[0, 1]\nsearch: loseless", "11:9", "search",
      ["'loseless' is not known; did you mean 'lossless'? allowed: grid, lossless"], "loseless"),
     ("name: s\n", "", "1:1", "name", ["is required"], "s"),
@@ -211,7 +243,7 @@ def test_numbers_and_words_are_those_of_yaml_1_2(write: Write) -> None:
 
 
 def test_anchors_and_merges_are_read(write: Write) -> None:
-    text = changed("{budget: {epochs: 3}}", "{budget: &b {epochs: 4}}")
+    text = changed(", budget: {epochs: 3}}", ", budget: &b {epochs: 4}}")
     text = text.replace("  budget: {epochs: 3}", "  budget: {<<: *b}")
     assert load_study(write(text)).networks[0].budget == Budget(epochs=4)
     lines = refusal(write(text.replace("epochs: 4", "epochs: -4")))
@@ -310,9 +342,10 @@ def test_settings_change_fields_entries_and_bare_names(write: Write) -> None:
 
 
 def test_a_setting_changes_one_place_although_an_anchor_is_used_in_two(write: Write) -> None:
-    text = changed("{budget: {epochs: 3}}", "{budget: &b {epochs: 4}}")
+    text = changed(", budget: {epochs: 3}}", ", budget: &b {epochs: 4}}")
     path = write(text.replace("  budget: {epochs: 3}", "  budget: *b"))
     study = load_study(path, ["surrogate.budget.epochs=9"])
+    assert isinstance(study.surrogate, Supervised)
     assert study.surrogate.budget == Budget(epochs=9)
     assert study.networks[0].budget == Budget(epochs=4)
 

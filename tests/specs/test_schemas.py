@@ -60,7 +60,7 @@ def test_schema_uses_only_keywords_that_mean_something(name: str) -> None:
     keywords = {"$schema", "$defs", "$ref", "discriminator", "description", "title", "default"}
     keywords |= {"type", "enum", "const", "pattern", "minLength", "not", "anyOf", "oneOf"}
     keywords |= {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
-    keywords |= {"items", "minItems", "uniqueItems"}
+    keywords |= {"items", "minItems", "maxItems", "uniqueItems"}
     keywords |= {"properties", "required", "additionalProperties"}
     schemas = list(subschemas(json_schema(name)))
     assert len(schemas) > 20
@@ -220,12 +220,20 @@ def test_schema_accepts_whatever_the_program_accepts(campaign: list[Verdict]) ->
         ("pretraining", [{"objective": "supervised", "ema": None}], True),
         ("pretraining", [{"objective": "supervised", "precision": None}], False),
         ("pretraining", [{"objective": "supervised", "budget": {"epochs": None}}], False),
-        ("surrogate", {"network": {"arch": "resnet9", "stem_stride": True}}, False),
-        ("surrogate", {"network": {"width": 8}}, False),
-        ("surrogate", {"budget": {"epochs": 1, "examples_seen": None}}, False),
-        ("surrogate", {"optimizer": {"lr": float("inf")}}, False),
-        ("surrogate", {"optimizer": {"lr": 10**400}}, False),
-        ("surrogate", {"batch_size": 2**53 + 64}, False),
+        (
+            "surrogate",
+            {"objective": "supervised", "network": {"arch": "resnet9", "stem_stride": True}},
+            False,
+        ),
+        ("surrogate", {"objective": "supervised", "network": {"width": 8}}, False),
+        (
+            "surrogate",
+            {"objective": "supervised", "budget": {"epochs": 1, "examples_seen": None}},
+            False,
+        ),
+        ("surrogate", {"objective": "supervised", "optimizer": {"lr": float("inf")}}, False),
+        ("surrogate", {"objective": "supervised", "optimizer": {"lr": 10**400}}, False),
+        ("surrogate", {"objective": "supervised", "batch_size": 2**53 + 64}, False),
     ],
 )
 def test_editor_and_program_agree_at_the_edges(field: str, value: Any, accepted: bool) -> None:

@@ -18,7 +18,7 @@ from dp4tl_ray.store import Store, open_store
 from dp4tl_ray.sweep import plan_study, report_study, run_study, triage_study
 from dp4tl_ray.training.inference import infer_parts
 from dp4tl_ray.triage import triage, triage_table
-from tests.conftest import folder, recipe, tiny_study
+from tests.conftest import folder, supervised, tiny_study
 
 Pictures = dict[str, str]
 CLUSTERS = {"clustering": {"num_clusters": 12, "num_iterations": 3}}
@@ -48,7 +48,9 @@ def choose(
     pictures: Pictures, root: Path, methods: list[Any], **changes: Any
 ) -> tuple[Plan, Store, dict[str, str]]:
     """Run a study up to the lists of kept examples."""
-    study = tiny_study(pictures, methods=methods, surrogate=recipe(budget={"epochs": 5}), **changes)
+    study = tiny_study(
+        pictures, methods=methods, surrogate=supervised(budget={"epochs": 5}), **changes
+    )
     store, plan = open_store(str(root)), plan_study(study)
     outcome = run_study(study, plan_study(study, "prune"), store, local=True)
     return plan, store, outcome.errors
@@ -110,7 +112,7 @@ def test_regret_is_the_loss_against_a_subset_of_its_own(pictures: Pictures, tmp_
         pictures,
         targets=targets,
         methods=["label_mapping", {"method": "label_mapping", "combine": "max"}],
-        pretraining=[{"objective": "supervised", **recipe()}],
+        pretraining=[supervised()],
     )
     plan, store = plan_study(study), open_store(str(tmp_path))
     outcome = run_study(study, plan, store, local=True)
@@ -131,10 +133,8 @@ def test_regret_is_the_loss_against_a_subset_of_its_own(pictures: Pictures, tmp_
 def test_counterfactual_pretrains_on_random_halves_and_counts_their_cost(
     pictures: Pictures, tmp_path: Path
 ) -> None:
-    method = {"method": "counterfactual", "num_subsets": 10, "recipe": recipe()}
-    study = tiny_study(
-        pictures, methods=[method], pretraining=[{"objective": "supervised", **recipe()}]
-    )
+    method = {"method": "counterfactual", "num_subsets": 10, "recipe": supervised()}
+    study = tiny_study(pictures, methods=[method], pretraining=[supervised()])
     plan, store = plan_study(study), open_store(str(tmp_path))
     assert plan.unique()["pretrain"] == 10 + 2  # the halves; the whole source and the choice
     outcome = run_study(study, plan, store, local=True)

@@ -16,7 +16,7 @@ from dp4tl_ray.specs.steps import DataStep
 from dp4tl_ray.stages import data as data_stage
 from dp4tl_ray.store import Artifact, Store, open_store
 from dp4tl_ray.sweep import Outcome, plan_study, run_study
-from tests.conftest import folder, recipe, tiny_study
+from tests.conftest import folder, recipe, supervised, tiny_study
 
 Pictures = dict[str, str]
 
@@ -40,9 +40,7 @@ def finished(
     pictures: Pictures, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Plan, Store, Outcome]:
     root = tmp_path_factory.mktemp("store")
-    return run(
-        pictures, root, pretraining=[{"objective": "supervised", **recipe()}, "none", "raw_pixels"]
-    )
+    return run(pictures, root, pretraining=[supervised(), "none", "raw_pixels"])
 
 
 def test_every_cell_has_a_result(finished: tuple[Plan, Store, Outcome]) -> None:
@@ -190,8 +188,8 @@ def test_fewer_examples_than_a_batch_are_refused_by_name(
 
 
 def test_a_loss_that_is_nan_fails_its_cell_and_no_other(pictures: Pictures, tmp_path: Path) -> None:
-    wild = {"objective": "supervised", **recipe(optimizer={"lr": 1e9})}
-    tame = {"objective": "supervised", **recipe()}
+    wild = supervised(optimizer={"lr": 1e9})
+    tame = supervised()
     _, _, outcome = run(
         pictures,
         tmp_path,
@@ -283,7 +281,7 @@ def test_a_search_runs_fewer_pretrainings_than_the_grid_and_a_rerun_none(
 ) -> None:
     changes = {
         "methods": ["random_examples"],
-        "pretraining": [{"objective": "supervised", **recipe(budget={"epochs": 4})}, "none"],
+        "pretraining": [supervised(budget={"epochs": 4}), "none"],
         "pruning_ratios": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7],
         "seeds": [0, 1, 2],
         "search": "lossless",
@@ -304,7 +302,7 @@ def test_what_stands_for_two_workers_leaves_a_transfer_to_one(
 ) -> None:
     once = {"transfer": "full_finetune", "epochs": 1, "lrs": [0.01], "weight_decays": [0.0]}
     changes = {"methods": ["random_classes"], "pruning_ratios": [0.0], "transfers": [once]}
-    changes["pretraining"] = [{"objective": "supervised", **recipe()}]
+    changes["pretraining"] = [supervised()]
     outcomes = [
         run(pictures, tmp_path / str(workers), **changes, runtime={"pretrain_workers": workers})[2]
         for workers in (1, 2)

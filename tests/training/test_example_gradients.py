@@ -9,7 +9,7 @@ import torchvision
 from dp4tl_ray.specs.network import SmallResNet
 from dp4tl_ray.training import example_gradients
 from dp4tl_ray.training.example_gradients import gradient_norms
-from dp4tl_ray.training.fit import to_pixels
+from dp4tl_ray.training.examples import to_pixels
 from dp4tl_ray.training.networks import Classifier, build_classifier
 from dp4tl_ray.training.worker import Worker
 from tests.conftest import draw_class
@@ -89,6 +89,7 @@ def test_the_network_is_left_as_it_was() -> None:
 
 def test_a_wrong_label_has_the_larger_gradient() -> None:
     model = network()
+    assert model.head is not None
     with torch.no_grad():
         model.head.weight.zero_()
         model.head.bias.copy_(torch.tensor([5.0, 0.0, 0.0]))

@@ -11,7 +11,8 @@ from scipy.special import log_softmax
 from dp4tl_ray.algorithms.memory import row_chunks
 from dp4tl_ray.training import recorder as recorder_module
 from dp4tl_ray.training.checkpoint import Checkpoint
-from dp4tl_ray.training.fit import batches, fit
+from dp4tl_ray.training.examples import batches
+from dp4tl_ray.training.fit import fit
 from dp4tl_ray.training.recorder import Dynamics, DynamicsRecorder
 from dp4tl_ray.training.worker import Worker
 from tests.training.test_fit import (

@@ -24,7 +24,9 @@ from dp4tl_ray.training.fit import Halted, fit
 from dp4tl_ray.training.inference import infer
 from dp4tl_ray.training.recorder import DynamicsRecorder
 from dp4tl_ray.training.worker import Worker
+from tests.training import test_objectives
 from tests.training.test_fit import equal, examples, network, recipe, weights
+from tests.training.test_objectives import OBJECTIVES
 
 UNEVEN = recipe(batch_size=20, budget={"examples_seen": 400})
 """20 steps of 5 groups, over 6 epochs and a part of a seventh."""
@@ -41,20 +43,27 @@ ROWS = np.arange(1300) % 60
 Result = dict[str, Any]
 
 
-def trajectory(worker: Worker) -> Result:
-    """Train for 20 steps; return the gradient of each, the network, the histories."""
+@contextlib.contextmanager
+def noted_gradients() -> Iterator[list[Tensor]]:
+    """Give the gradient of every optimizer step, whole."""
     gradients: list[Tensor] = []
 
     def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         parts = [whole(p.grad).flatten() for g in optimizer.param_groups for p in g["params"]]
         gradients.append(torch.cat(parts).clone())
 
-    model, recorder = network(), DynamicsRecorder(60, 3, worker, divergences=True)
     handle = register_optimizer_step_pre_hook(note)
     try:
-        summary = fit(model, examples(), UNEVEN, 0, worker, recorder=recorder)
+        yield gradients
     finally:
         handle.remove()
+
+
+def trajectory(worker: Worker) -> Result:
+    """Train for 20 steps; return the gradient of each, the network, the histories."""
+    model, recorder = network(), DynamicsRecorder(60, 3, worker, divergences=True)
+    with noted_gradients() as gradients:
+        summary = fit(model, examples(), UNEVEN, 0, worker, recorder=recorder)
     history = {name: torch.from_numpy(h) for name, h in vars(recorder.dynamics()).items()}
     return {
         "gradients": gradients,
@@ -62,6 +71,20 @@ def trajectory(worker: Worker) -> Result:
         "loss": summary.train_loss,
         "history": history,
     }
+
+
+def two_views(worker: Worker, out: Path) -> Result:
+    """Train with every self-supervised objective for 6 steps, or some where that is slow."""
+    results: Result = {}
+    for name in OBJECTIVES if worker.sharding == "ddp" else ("moco_v2 symmetric", "moco_v3"):
+        spec = test_objectives.recipe(
+            name, batch_size=20, budget={"examples_seen": 120}, optimizer={"lr": 0.001}
+        )
+        model = test_objectives.network()
+        with noted_gradients() as gradients:
+            fit(model, test_objectives.examples(), spec, 0, worker)
+        results[name] = {"gradients": gradients, "weights": weights(model)}
+    return results
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -140,6 +163,7 @@ def embedded(worker: Worker, out: Path) -> Result:
 def not_finite(worker: Worker, out: Path) -> Result:
     """Embed with a network whose output is not finite; return what each worker raises."""
     model = network()
+    assert model.head is not None
     model.head.bias.data.fill_(torch.nan)
     data = examples()
     arrays = {"images": data.images, "labels": data.labels, "splits": np.zeros(60, np.int64)}
@@ -182,6 +206,14 @@ def scenarios() -> dict[str, Scenario]:
         "embedded by one": (1, embedded),
         "embedded by two": (2, embedded),
         "not finite": (2, not_finite),
+        "two views by one": (1, two_views),
+        "two views by two": (2, two_views),
+        "two views by three": (3, two_views),
+        "two views by two, sharded": (
+            2,
+            lambda worker, out: two_views(replace(worker, sharding="fsdp2"), out),
+        ),
+        "two views in turn": (1, lambda worker, out: two_views(replace(worker, shards=2), out)),
     }
 
 
@@ -226,6 +258,28 @@ def test_any_workers_take_the_same_steps_as_one(name: str, result: Load) -> None
         assert one["history"]["margin_EN"].shape == (6, 60)
         for key, history in one["history"].items():
             torch.testing.assert_close(several["history"][key], history, rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("by", ["by two", "by three", "by two, sharded"])
+def test_workers_compare_the_views_of_the_whole_batch(by: str, result: Load) -> None:
+    one, several = result("two views by one", 0), result(f"two views {by}", 0)
+    assert len(several) == (2 if "sharded" in by else len(OBJECTIVES))
+    for name, found in several.items():
+        assert len(found["gradients"]) == 6
+        pairs = zip(found["gradients"], one[name]["gradients"], strict=True)
+        off = [float((a - b).norm() / b.norm()) for a, b in pairs]
+        # batch norm over groups of 4 makes more of a difference at every step
+        assert off[0] < 1e-4, name
+        assert max(off) < 0.01, name
+        assert difference(found["weights"], one[name]["weights"]) < 1e-3
+        assert equal(found["weights"], result(f"two views {by}", 1)[name]["weights"])
+
+
+def test_one_worker_repeats_bit_for_bit_the_views_of_two(result: Load) -> None:
+    two, one = result("two views by two", 0), result("two views in turn", 0)
+    for name in OBJECTIVES:
+        pairs = zip(two[name]["gradients"], one[name]["gradients"], strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs), name
 
 
 def test_one_worker_repeats_bit_for_bit_what_two_compute(result: Load) -> None:

@@ -1,0 +1,39 @@
+"""What every transfer protocol is handed, and what it gives back."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dp4tl_ray.data.draws import Draw
+from dp4tl_ray.stages.bench import Job, Metrics, load_network
+from dp4tl_ray.training.networks import Classifier
+
+Rows = npt.NDArray[np.int64]
+
+Outcome = tuple[Rows, Metrics]
+"""Predicted class of each test image, and what was chosen."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A target as a seed draws it, and where the pretrained network is."""
+
+    job: Job
+    seed: int
+    images: npt.NDArray[np.uint8]
+    """Of all splits, (N, height, width, channels); memory-mapped."""
+    labels: Rows
+    """Class of each of these images, (N,)."""
+    draw: Draw
+    num_classes: int
+    """The target's own; some may have no image in a draw."""
+
+    def network(self, group_size: int) -> Classifier:
+        """Load the pretrained network, in the state that pretraining left.
+
+        Args:
+            group_size: Examples per batch-norm group, should it be trained further.
+        """
+        size = self.images.shape[1]
+        return load_network(self.job.inputs["pretrain"], image_size=size, group_size=group_size)

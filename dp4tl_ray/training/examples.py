@@ -1,0 +1,60 @@
+"""Examples of a dataset, and the stream of batches in which a training meets them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dp4tl_ray.specs.training import Budget
+from dp4tl_ray.training.worker import seed_for
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What to train on: rows of an image array, and for a supervised training their labels."""
+
+    images: npt.NDArray[np.uint8]
+    """All images of the dataset, (M, height, width, channels); may be memory-mapped."""
+    rows: npt.NDArray[np.int64]
+    """Rows to train on, (N,)."""
+    labels: npt.NDArray[np.int64] | None = None
+    """Class of each of these rows, (N,)."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def num_steps(budget: Budget, num_examples: int, batch_size: int) -> int:
+    """Return the optimizer steps of a budget; batches are cut from one stream of epochs."""
+    seen = budget.examples_seen or num_examples * (budget.epochs or 0)
+    return seen // batch_size
+
+
+def batches(num_examples: int, batch_size: int, seed: int, start: int) -> Iterator[list[int]]:
+    """Yield positions in [0, num_examples), batch after batch, from step `start` on, for ever.
+
+    The stream is the concatenation of one permutation per epoch, each a function of (seed, epoch)
+    alone; a batch may cross the border of an epoch, so that nothing is dropped.
+    """
+    epoch, skip = divmod(start * batch_size, num_examples)
+    pending: list[int] = []
+    while True:
+        rng = np.random.default_rng(seed_for(seed, "order", epoch))
+        pending += rng.permutation(num_examples)[skip:].tolist()
+        epoch, skip = epoch + 1, 0
+        while len(pending) >= batch_size:
+            yield pending[:batch_size]
+            pending = pending[batch_size:]
+
+
+def to_pixels(images_NHWC: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
+    """Turn images into floats in [0, 1], (N, channels, height, width), channels last in memory."""
+    return floats(torch.from_numpy(images_NHWC).to(device))
+
+
+def floats(images_NHWC: Tensor) -> Tensor:
+    """Turn bytes into floats in [0, 1], (N, channels, height, width), where they are."""
+    return images_NHWC.permute(0, 3, 1, 2).to(torch.float32).div_(255)

@@ -1,0 +1,183 @@
+"""Self-supervised training: two views of each image, embedded share by share, compared as a batch.
+
+Every worker embeds its share of a batch. All embeddings are then brought together, and every worker
+computes the loss of the whole batch and its gradient with respect to its own embeddings, from which
+it goes backward. So negatives are those of the whole batch, and the number of workers changes
+nothing but the order of float additions. No label is read.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dp4tl_ray.algorithms.collapse import effective_rank, embedding_spread
+from dp4tl_ray.specs.self_supervised import AnySelfSupervised
+from dp4tl_ray.training.augment import Changes, augment, draw_changes
+from dp4tl_ray.training.examples import Examples, floats
+from dp4tl_ray.training.networks import Classifier
+from dp4tl_ray.training.objectives.base import Objective, pinned
+from dp4tl_ray.training.objectives.learner import Learner
+from dp4tl_ray.training.objectives.learners import build_learner
+from dp4tl_ray.training.parallel import Parallel, is_sharded
+from dp4tl_ray.training.passes import GradientSum, Pass, cut_passes
+from dp4tl_ray.training.worker import Worker, seed_for
+
+LOOKED_AT = 2048
+"""Embeddings of the last steps that say whether a training has collapsed, at most an epoch's."""
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Some rows of a batch, and the parameters of their two views."""
+
+    images_NHWC: Tensor
+    changes: tuple[Changes, Changes]
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one pass needs: images to embed, and images for keys where those are others."""
+
+    one: Pass
+    queries: _Images
+    keys: _Images | None
+
+
+@dataclass(frozen=True)
+class _Batch:
+    shares: list[_Share]
+    key_rows: npt.NDArray[np.int64]
+    """Row of the batch whose key is the n-th to be embedded, (B,)."""
+
+
+class TwoViewObjective(Objective[_Batch]):
+    """The loss of a batch of embeddings under two views."""
+
+    kept = "network."
+
+    def __init__(
+        self,
+        model: Classifier,
+        examples: Examples,
+        recipe: AnySelfSupervised,
+        seed: int,
+        worker: Worker,
+        total: int,
+    ) -> None:
+        learner = build_learner(model, recipe, seed)
+        # a share at once: its embeddings are needed before anything can go backward
+        passes = cut_passes(recipe, worker, None, together=is_sharded(worker))
+        super().__init__(learner, passes, worker)
+        self.examples, self.recipe, self.seed, self.total = examples, recipe, seed, total
+        self.shuffles = learner.shuffles
+        first, second = recipe.augmentation, recipe.second_augmentation
+        self.views = (first, first if second is None else second)
+        # a training is continued from the end of an epoch, so that this never crosses one
+        steps_per_epoch = len(examples) / recipe.batch_size
+        last_epoch = math.ceil((math.ceil(total / steps_per_epoch) - 1) * steps_per_epoch)
+        self.look_from = max(last_epoch, total - math.ceil(LOOKED_AT / recipe.batch_size))
+        self.looked_at = list[Tensor]()
+
+    def gather(self, step: int, positions: npt.NDArray[np.int64]) -> _Batch:
+        """Bring this worker's shares of a batch into memory, and the images of their keys."""
+        size = self.recipe.batch_size
+        changes = [
+            draw_changes(view, size, np.random.default_rng(seed_for(self.seed, name, step)))
+            for view, name in zip(self.views, ("first view", "second view"), strict=True)
+        ]
+
+        def images(rows: npt.NDArray[np.int64]) -> _Images:
+            pixels = self.examples.images[self.examples.rows[positions[rows]]]
+            first, second = (change.rows(rows) for change in changes)
+            return _Images(pinned(pixels, self.worker), (first, second))
+
+        key_rows = np.arange(size)
+        if self.shuffles:
+            # every worker can draw the same order, and read the images: none are sent
+            key_rows = np.random.default_rng(seed_for(self.seed, "keys", step)).permutation(size)
+        shares = [
+            _Share(
+                one,
+                images(np.arange(one.rows.start, one.rows.stop)),
+                images(key_rows[one.rows]) if self.shuffles else None,
+            )
+            for [one] in self.passes
+        ]
+        return _Batch(shares, key_rows)
+
+    def backward(self, parallel: Parallel, batch: _Batch, step: int) -> Tensor:
+        """Leave the gradient of the batch's loss in the parameters."""
+        learner = cast(Learner, parallel.model)
+        learner.advance(step, self.total)
+        embedded = [self._embed(parallel, share) for share in batch.shares]
+        rows = [share.one.rows for share in batch.shares]
+        queries = self._whole([queries for queries, _ in embedded], rows)
+        keys = self._whole([keys for _, keys in embedded], rows)
+        keys = [_unshuffled(key, batch.key_rows) for key in keys]
+        for query in queries:
+            query.requires_grad_()
+        loss = learner.loss(queries, keys)
+        gradients = torch.autograd.grad(loss, queries)
+        learner.end_batch(keys)
+        if step >= self.look_from:
+            self.looked_at.append(queries[0].detach())
+        total = GradientSum(parallel.model, self.worker.shards)
+        for (mine, _), here in zip(embedded, rows, strict=True):
+            # the mean over the shares is then the gradient of the whole
+            scaled = [gradient[here] * self.worker.parts for gradient in gradients]
+            torch.autograd.backward(mine, [g.to(m) for g, m in zip(scaled, mine, strict=True)])
+            total.end_share()
+        total.give_back()
+        return loss.detach()
+
+    def facts(self) -> dict[str, float]:
+        """Measure how much of their space the last embeddings fill."""
+        embeddings = torch.cat(self.looked_at)
+        return {
+            "embedding_spread": embedding_spread(embeddings),
+            "embedding_rank": effective_rank(embeddings),
+        }
+
+    def _embed(
+        self, parallel: Parallel, share: _Share
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Embed a share: what gradients go back through, and what they do not."""
+        queries = self._two_views(share.queries)
+        keys = queries if share.keys is None else self._two_views(share.keys)
+        self.movement.fill_(share.one.movement)
+        device, bf16 = self.worker.device.type, self.recipe.precision == "bf16"
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            outputs: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] = parallel.forward(
+                *queries, *keys
+            )
+        return outputs
+
+    def _two_views(self, images: _Images) -> tuple[Tensor, Tensor]:
+        pixels = floats(images.images_NHWC.to(self.worker.device, non_blocking=True))
+        view = partial(augment, pixels)
+        first, second = map(view, self.views, images.changes)
+        return first, second
+
+    def _whole(self, shares: list[tuple[Tensor, ...]], rows: list[slice]) -> list[Tensor]:
+        """Bring the embeddings of all shares together, those of other workers too."""
+        wholes = []
+        for outputs in zip(*shares, strict=True):
+            whole = outputs[0].new_zeros(self.recipe.batch_size, outputs[0].shape[1]).float()
+            for output, here in zip(outputs, rows, strict=True):
+                whole[here] = output.detach().float()
+            wholes.append(whole)
+        self.worker.sum_(wholes)
+        return wholes
+
+
+def _unshuffled(keys: Tensor, key_rows: npt.NDArray[np.int64]) -> Tensor:
+    """Put each key back into the row of its own query."""
+    in_order = torch.empty_like(keys)
+    in_order[torch.from_numpy(key_rows).to(keys.device)] = keys
+    return in_order
