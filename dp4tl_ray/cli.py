@@ -174,7 +174,7 @@ def _plan(study: "Study", store: "Store", as_json: bool) -> int:
     from dp4tl_ray.sweep import counts, plan_study
 
     absent = list[str]()
-    plan = plan_study(study, absent=absent)
+    plan = plan_study(study, absent=absent, store=store)
     done = store.finished(plan.steps.values())
     stages = counts(plan, done)
     if as_json:
@@ -203,7 +203,7 @@ def _plan(study: "Study", store: "Store", as_json: bool) -> int:
 
 def _run(study: "Study", store: "Store", local: bool, until: str) -> int:
     from dp4tl_ray.runners.status import duration
-    from dp4tl_ray.sweep import plan_study, run_study
+    from dp4tl_ray.sweep import plan_study, run_study, weights_used
 
     plan = plan_study(study, until)  # type: ignore[arg-type]
     outcome = run_study(study, plan, store, local)
@@ -213,6 +213,7 @@ def _run(study: "Study", store: "Store", local: bool, until: str) -> int:
     )
     for error in sorted(set(outcome.errors.values())):
         print(f"failed: {error}", file=sys.stderr)
+    print("".join(f"{line}\n" for line in weights_used(plan, store)), end="")
     for alarm in sorted({alarm for result in outcome.results for alarm in result.alarms}):
         print(f"alarm: {alarm}", file=sys.stderr)
     if until == "prune":
@@ -227,10 +228,13 @@ def _run(study: "Study", store: "Store", local: bool, until: str) -> int:
 
 
 def _report(study: "Study", store: "Store") -> int:
-    from dp4tl_ray.sweep import plan_study, report_study
+    from dp4tl_ray.sweep import plan_study, report_study, weights_used
 
-    results, folder = report_study(study, plan_study(study), store)
+    absent = list[str]()
+    plan = plan_study(study, absent=absent, store=store)
+    results, folder = report_study(study, plan, store)
     print(f"{study.name}: {len(results)} results are done; report: {folder / 'results.md'}")
+    print("".join(f"{line}\n" for line in (*weights_used(plan, store), *absent)), end="")
     return 0
 
 
@@ -238,7 +242,7 @@ def _status(study: "Study", store: "Store", as_json: bool) -> int:
     from dp4tl_ray.runners.status import status_of, status_text
     from dp4tl_ray.sweep import plan_study
 
-    status = status_of(plan_study(study), store)
+    status = status_of(plan_study(study, absent=[], store=store), store)
     print(json.dumps(status, indent=1) if as_json else status_text(status))
     return 0
 

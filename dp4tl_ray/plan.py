@@ -5,7 +5,6 @@ the grid that need the same step share it: ratio 0 is shared by all methods, tar
 by all targets, a pretraining by all its transfers, one score by all ratios.
 """
 
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from itertools import product
 from typing import Literal, Protocol
 
 from dp4tl_ray.specs.base import digest, label
-from dp4tl_ray.specs.data import Dataset, ImageFolder
+from dp4tl_ray.specs.data import Dataset, located
 from dp4tl_ray.specs.example_methods import Clustering
 from dp4tl_ray.specs.method import (
     AnyMethod,
@@ -228,12 +227,9 @@ class _Planner:
 
     def data(self, dataset: Dataset, role: Role) -> str:
         def make() -> DataStep:
-            update: dict[str, object] = {}
-            if hasattr(dataset, "shots"):
-                update["shots"] = None  # draws of one dataset share its arrays
-            if isinstance(dataset, ImageFolder):
-                update["path"] = os.path.join(self.study.data_root, dataset.path)
-            whole = dataset.model_copy(update=update)
+            everything = {"shots": None} if hasattr(dataset, "shots") else {}
+            # draws of one dataset share its arrays
+            whole = located(dataset, self.study.data_root).model_copy(update=everything)
             return DataStep(dataset=whole, role=role, fingerprint=self.fingerprint(whole, role))
 
         return self.add(make, dataset.dataset, "data", role, id(dataset))

@@ -10,6 +10,7 @@ from dp4tl_ray.atomic import write_atomically
 from dp4tl_ray.data.images import LabeledImages
 from dp4tl_ray.data.load import load_images
 from dp4tl_ray.specs.base import label
+from dp4tl_ray.specs.data import located
 from dp4tl_ray.specs.study import Study
 
 CLASSES, PER_CLASS = 24, 6
@@ -20,8 +21,11 @@ def write_samples(study: Study, folder: Path) -> Path:
     """Draw one panel per dataset of a study, one column per class; returns the PNG's path."""
     from matplotlib.figure import Figure
 
-    sets = [(f"source: {label(study.source)}", load_images(study.source, "source"))]
-    sets += [(f"target: {label(t)}", load_images(t, "target")) for t in study.targets]
+    root, source = study.data_root, study.source
+    sets = [(f"source: {label(source)}", load_images(located(source, root), "source"))]
+    sets += [
+        (f"target: {label(t)}", load_images(located(t, root), "target")) for t in study.targets
+    ]
     figure = Figure(figsize=(12, 0.6 + 3.4 * len(sets)), layout="constrained")
     for axes, (title, data) in zip(np.ravel(figure.subplots(len(sets), 1)), sets, strict=True):
         sheet, names = _sheet(data)

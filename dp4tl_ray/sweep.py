@@ -1,31 +1,23 @@
 """Run a study from its spec to its report: plan, compute what is missing, collect, mirror, draw."""
 
-import os
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from dp4tl_ray.algorithms.bisection import SEARCH_CONFIDENCE
 from dp4tl_ray.algorithms.lossless import CONFIDENCE
 from dp4tl_ray.atomic import write_atomically
-from dp4tl_ray.data.image_folder import fingerprint, is_absent
-from dp4tl_ray.plan import Plan, Role, make_plan
+from dp4tl_ray.contents import Contents, remember, remembered
+from dp4tl_ray.data.image_folder import is_absent
+from dp4tl_ray.plan import Plan, make_plan
 from dp4tl_ray.results import Predictions, collect, failures, write_results
 from dp4tl_ray.runners.board import Board, More, Tasks, tasks_of
 from dp4tl_ray.runners.progress import Display
 from dp4tl_ray.runners.status import StatusFile
-from dp4tl_ray.scoring.elsewhere import (
-    file_fingerprint,
-    pretrained_fingerprint,
-    scorer_version,
-)
-from dp4tl_ray.specs.data import Dataset, ImageFolder
-from dp4tl_ray.specs.example_methods import ExamplePlugin, ScoresFile
+from dp4tl_ray.specs.data import ImageFolder, located
 from dp4tl_ray.specs.load import StudyError
-from dp4tl_ray.specs.method import AnyMethod
 from dp4tl_ray.specs.pretraining import Pretrained
 from dp4tl_ray.specs.records import Result
 from dp4tl_ray.specs.self_supervised import QUEUE_SHARE, MoCoV2
@@ -54,7 +46,12 @@ class Outcome:
     """Where results and report are."""
 
 
-def plan_study(study: Study, until: Stage = "finetune", absent: list[str] | None = None) -> Plan:
+def plan_study(
+    study: Study,
+    until: Stage = "finetune",
+    absent: list[str] | None = None,
+    store: Store | None = None,
+) -> Plan:
     """Plan a study with the present content of its datasets.
 
     Args:
@@ -63,13 +60,16 @@ def plan_study(study: Study, until: Stage = "finetune", absent: list[str] | None
         absent: Receives a line for each folder of pictures that is not here, and what cannot be
             checked for want of it. Such a plan tells how much would run, but cannot be run: its
             digests are none of a store. Without this list an absent folder is an error.
+        store: Where an absent folder may be known from, as it was when the study was run; with
+            its fingerprint nothing is missing for looking at what is done.
 
     Raises:
         DatasetError: A folder of pictures is missing or empty.
         ScorerError: A plug-in is not installed, or a file of scores or weights not there.
         StudyError: A queue of keys is too long for the source.
     """
-    plan = make_plan(study, partial(_fingerprint, absent=absent))
+    known = remembered(store, study.name) if store else {}
+    plan = make_plan(study, Contents(known, absent))
     check_queues(study, absent)
     last = STAGES.index(until)
     ends = {k for c in plan.cells for k in c.steps.values()}
@@ -98,16 +98,13 @@ def check_queues(study: Study, absent: list[str] | None = None) -> None:
         return
     from dp4tl_ray.data.load import count_source  # renders: not for every plan
 
-    source = study.source
-    if isinstance(source, ImageFolder):
-        path = os.path.join(study.data_root, source.path)
-        source = source.model_copy(update={"path": path})
-        if absent is not None and is_absent(source):
-            absent += [
-                f"{where}.queue_size: {queue_size} is not checked, for which the source is needed"
-                for where, queue_size in queues
-            ]
-            return
+    source = located(study.source, study.data_root)
+    if absent is not None and isinstance(source, ImageFolder) and is_absent(source):
+        absent += [
+            f"{where}.queue_size: {queue_size} is not checked, for which the source is needed"
+            for where, queue_size in queues
+        ]
+        return
     total, ratio = count_source(source), max(study.pruning_ratios)
     kept = round((1 - ratio) * total)
     for where, queue_size in queues:
@@ -120,31 +117,6 @@ def check_queues(study: Study, absent: list[str] | None = None) -> None:
             )
 
 
-def _fingerprint(
-    thing: Dataset | AnyMethod | Pretrained,
-    role: Role = "source",
-    *,
-    absent: list[str] | None,
-) -> str:
-    """Identify what a study names and does not contain."""
-    match thing:
-        case ExamplePlugin(scorer=name):
-            return scorer_version(name)
-        case ScoresFile(path=path):
-            return file_fingerprint(path)
-        case ImageFolder() if absent is not None and is_absent(thing):
-            line = f"{os.path.abspath(thing.path)} is not here: `dp4tl run` needs it"
-            if line not in absent:
-                absent.append(line)
-            return "absent"
-        case ImageFolder():
-            return fingerprint(thing, role)
-        case Pretrained():
-            return pretrained_fingerprint(thing)
-        case _:
-            return ""
-
-
 def counts(plan: Plan, done: set[str]) -> dict[Stage, dict[str, int]]:
     """Count per stage what a naive grid would run, what this plan needs, and what is done."""
     unique, ready = plan.unique(), Counter(plan.steps[key].stage for key in done)
@@ -155,12 +127,24 @@ def counts(plan: Plan, done: set[str]) -> dict[Stage, dict[str, int]]:
     }
 
 
+def weights_used(plan: Plan, store: Store) -> list[str]:
+    """Say where weights from elsewhere came from, and under which licence."""
+    lines = set[str]()
+    for step in plan.steps.values():
+        recipe = getattr(step.spec, "surrogate", None) or getattr(step.spec, "pretraining", None)
+        if isinstance(recipe, Pretrained) and (artifact := store.find(step)) is not None:
+            facts = artifact.manifest.metrics
+            lines.add(f"weights: {facts['weights']}; licence: {facts['licence']}")
+    return sorted(lines)
+
+
 def run_study(study: Study, plan: Plan, store: Store, local: bool) -> Outcome:
     """Compute what the store lacks, then write results.jsonl, the report, and the mirror."""
     started = time.perf_counter()
     done = store.finished(plan.steps.values())
     runtime = study.runtime
     more = _search(study, plan, store)
+    remember(plan, store)
     board = Board(
         plan,
         done,
@@ -180,6 +164,7 @@ def run_study(study: Study, plan: Plan, store: Store, local: bool) -> Outcome:
                 from dp4tl_ray.runners.cluster import run_on_ray
 
                 board, grid = run_on_ray(board, store, runtime, display, more)
+                display.update(board.summary())
     folder, results = store.study_folder(study.name), list[Result]()
     if plan.cells:
         results, folder = report_study(study, plan, store, board.errors())

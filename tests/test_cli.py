@@ -103,6 +103,25 @@ def test_a_run_from_nothing_to_the_report(study: Callable[..., Path], tmp_path: 
     assert "naive" in table and "to run" in table
 
 
+def test_a_plan_needs_no_data_and_says_what_is_not_here(
+    study: Callable[..., Path], tmp_path: Path
+) -> None:
+    nowhere = {"dataset": "image_folder", "path": "nowhere", "image_size": 16, "channels": 1}
+    targets = [{**nowhere, "shots": shots} for shots in (2, 4)]
+    root = f"data_root={tmp_path}"
+    here = json.loads(dp4tl("plan", study(), "--store", tmp_path / "s", "--json").stdout)
+    assert here["absent"] == []
+    path = study(targets=targets)
+    answer = dp4tl("plan", path, "--store", tmp_path / "s", "--set", root)
+    assert answer.returncode == 0
+    table, absent = answer.stdout.rsplit("\n\n", 1)
+    assert "finetune" in table
+    assert absent == f"{tmp_path / 'nowhere'} is not here: `dp4tl run` needs it\n"
+    (tmp_path / "nowhere").mkdir()  # a disk that is not mounted, perhaps: not absent, but wrong
+    answer = dp4tl("plan", path, "--store", tmp_path / "s", "--set", root)
+    assert answer.returncode == 2 and "no pictures below" in answer.stderr
+
+
 def test_until_prune_prints_the_kept_lists(study: Callable[..., Path], tmp_path: Path) -> None:
     answer = dp4tl("run", study(), "--store", tmp_path / "s", "--local", "--until", "prune")
     lists = [Path(line) for line in answer.stdout.splitlines() if line.endswith(".npy")]

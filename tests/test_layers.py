@@ -19,6 +19,7 @@ RINGS = {
     "scoring": 3,
     "stages": 4,
     "results": 4,
+    "contents": 4,
     "search": 4,
     "report": 4,
     "samples": 4,

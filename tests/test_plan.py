@@ -3,7 +3,8 @@ from typing import Any
 import pytest
 
 from dp4tl_ray.plan import Plan, make_plan
-from dp4tl_ray.specs.steps import Stage
+from dp4tl_ray.specs.data import ImageFolder
+from dp4tl_ray.specs.steps import DataStep, Stage, SurrogateStep
 from dp4tl_ray.specs.study import Study
 
 AGNOSTIC: list[Any] = [
@@ -154,3 +155,67 @@ def test_the_content_of_a_folder_is_part_of_the_identity() -> None:
     a = make_plan(study(source=folder), lambda thing, role="source": "a")
     b = make_plan(study(source=folder), lambda thing, role="source": "b")
     assert not stages(a, "finetune") & stages(b, "finetune")
+
+
+MOCO = {"objective": "moco_v2", "queue_size": 256, "batch_size": 128}
+
+
+def test_the_name_of_a_surrogate_is_no_part_of_what_it_gives() -> None:
+    named = study(
+        surrogates={"same": "supervised", "moco": MOCO},
+        methods=[
+            "label_mapping",
+            {"method": "label_mapping", "surrogate": "same"},
+            {"method": "feature_mapping", "surrogate": "moco"},
+        ],
+    )
+    plan = make_plan(named)
+    assert plan.unique()["surrogate"] == 2
+    assert plan.unique()["score"] == plan.unique()["prune"] == 2
+    alone = make_plan(study())
+    assert stages(alone, "prune") < stages(plan, "prune")
+    assert {step.name for step in plan.steps.values() if step.stage == "surrogate"} == {
+        "supervised-resnet9-s0",
+        "moco_v2-resnet9-s0",
+    }
+
+
+def test_a_surrogate_without_labels_records_no_learning_of_labels() -> None:
+    both = study(
+        surrogates={"moco": MOCO},
+        methods=["forgetting", {"method": "feature_mapping", "surrogate": "moco"}],
+    )
+    specs = [s.spec for s in make_plan(both).steps.values() if isinstance(s.spec, SurrogateStep)]
+    recorded = {spec.surrogate.objective: spec.record for spec in specs}
+    assert recorded == {"supervised": "dynamics", "moco_v2": "nothing"}
+
+
+def test_weights_from_elsewhere_are_read_once_and_nothing_is_pruned_for_them() -> None:
+    weights = {"objective": "pretrained", "network": "resnet18", "weights": "w.safetensors"}
+    plan = make_plan(
+        study(
+            surrogate=weights,
+            methods=["feature_mapping"],
+            pretraining=["supervised", weights],
+            pruning_ratios=[0.0, 0.5],
+            seeds=[0, 1, 2],
+        )
+    )
+    assert plan.unique()["surrogate"] == 1
+    assert plan.unique()["embed"] == 1 + 3  # the source once, a draw of the target per seed
+    assert plan.unique()["pretrain"] == 3 * 2 + 1
+    assert {c.pruning_ratio for c in plan.cells if c.pretraining.objective == "pretrained"} == {0.0}
+
+
+def test_relative_paths_start_at_the_data_root() -> None:
+    def paths(root: str) -> list[str]:
+        folders = [
+            {"dataset": "image_folder", "path": path, "image_size": 16, "channels": 1}
+            for path in ("source", "/target")
+        ]
+        plan = make_plan(study(data_root=root, source=folders[0], targets=folders[1:]))
+        specs = [step.spec for step in plan.steps.values() if isinstance(step.spec, DataStep)]
+        return [s.dataset.path for s in specs if isinstance(s.dataset, ImageFolder)]
+
+    assert paths("") == ["source", "/target"]
+    assert paths("/data") == ["/data/source", "/target"]

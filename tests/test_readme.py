@@ -13,14 +13,15 @@ def test_the_file_tree_lists_exactly_the_files_that_exist() -> None:
     for line in tree.splitlines()[1:]:
         match = re.match(r"(│   )?[├└]── ([\w./]+(?:, [\w./]+)*)", line)
         for name in match.group(2).split(", ") if match else []:
-            if name.endswith("/"):
+            if name.endswith("/") and match and not match.group(1):
                 folder = name
                 listed.add(name)
             else:
                 listed.add(folder + name if match and match.group(1) else name)
     package = Path("dp4tl_ray")
-    exist = {p.relative_to(package).as_posix() for p in package.rglob("*.py")}
-    exist = {p for p in exist if not p.endswith("__init__.py")}
+    files = {p.relative_to(package) for p in package.rglob("*.py") if p.name != "__init__.py"}
+    # a folder within a folder stands for its files
+    exist = {p.as_posix() if len(p.parts) < 3 else f"{p.parent.as_posix()}/" for p in files}
     exist |= {p.name + "/" for p in package.iterdir() if p.is_dir() and p.name != "__pycache__"}
     assert listed == exist
 

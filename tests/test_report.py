@@ -413,3 +413,19 @@ def test_a_write_that_fails_leaves_the_old_report(
 def test_tables_do_not_import_matplotlib() -> None:
     code = "import sys, dp4tl_ray.report; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_weights_from_elsewhere_are_a_level_and_no_panel() -> None:
+    name = "pretrained(network=resnet18, weights=w)"
+    elsewhere = {**UNTRAINED, "objective": "pretrained", "pretraining": name}
+    lines = by_hand() + [result(0.9, **{**elsewhere, "seed": s}) for s in SEEDS]
+    assert list(the_panel(lines).pretrained) == [name]
+    assert f"- {name}: 0.900 ± 0.000, 3 seeds" in report(lines)
+
+
+def test_alarms_are_listed_with_the_cell_that_they_are_about() -> None:
+    said = "pretraining collapsed: the embeddings fill 2.1 of 32 dimensions"
+    text = report(by_hand(seeds=[0, 1]) + by_hand(seeds=[2], alarms=(said,)))
+    assert "## Alarms: 5" in text
+    assert f"label_mapping at 0.5, epochs=3, linear_probe, seed 2: {said}" in text
+    assert "## Alarms" not in report(by_hand())

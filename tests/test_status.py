@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -111,3 +112,24 @@ def test_run_leaves_status_and_logs_and_status_reads_them(
     assert failed and all("failed: pretrain" in text for text in failed)
     assert main(["status", str(study), "--store", store, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["driver"]["state"] == "failed"
+
+
+def test_status_and_report_need_no_pictures(
+    pictures: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(pictures["source"], source)
+    here = {**pictures, "source": str(source)}
+    study = tmp_path / "tiny.yaml"
+    changes = {"pretraining": ["none", supervised()], "methods": ["random_classes"]}
+    study.write_text(json.dumps(study_data(here, **changes)))
+    store = str(tmp_path / "store")
+    assert main(["run", str(study), "--store", store, "--local"]) == 0
+    source.rename(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert main(["status", str(study), "--store", store]) == 0
+    assert re.search(r"^pretrain +3 of 3$", capsys.readouterr().out, re.M)
+    assert main(["report", str(study), "--store", store]) == 0
+    assert "3 results are done" in capsys.readouterr().out
+    assert main(["run", str(study), "--store", store, "--local"]) == 2
+    assert "is not a folder" in capsys.readouterr().err

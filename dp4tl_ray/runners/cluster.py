@@ -109,6 +109,7 @@ def _run(
     watcher = threading.Thread(target=_watch, args=(fleet, display, stop, working), daemon=True)
     watcher.start()
     try:
+        fleet.ask_for_nodes()
         # lanes and trials start processes that import much: on a small machine the trials, which
         # only wait for the lanes, would hold them up
         working.wait()

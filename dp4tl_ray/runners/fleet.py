@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dp4tl_ray.runners.admission import Formation, InfeasibleError, form_lanes, workers_that_fit
+from dp4tl_ray.runners.admission import InfeasibleError, form_lanes, workers_that_fit
 from dp4tl_ray.runners.board import Summary
 from dp4tl_ray.runners.desk import alive_nodes
 from dp4tl_ray.runners.lane import Lane
@@ -45,8 +45,6 @@ class Fleet:
         """What the lanes wait for, for the display."""
         nodes = list(alive_nodes().values())
         self.formation = form_lanes(runtime, nodes, self.may_grow)  # refuses before any work
-        if self.may_grow:
-            self._ask_for_nodes(self.formation)
 
     @property
     def cuda(self) -> bool:
@@ -131,12 +129,14 @@ class Fleet:
 
         ray.get(self.desk.note.remote("close", why), timeout=30)
 
-    def _ask_for_nodes(self, formation: Formation) -> None:
-        """Tell an autoscaler, if there is one, what the lanes will need."""
+    def ask_for_nodes(self) -> None:
+        """Tell an autoscaler, if there is one, what the lanes will need, until they `end`."""
         from ray.autoscaler.sdk import request_resources
 
-        workers = formation.lanes * self.runtime.pretrain_workers + formation.single_lanes
-        request_resources(bundles=[dict(formation.worker)] * workers)
+        if self.may_grow:
+            lanes, single = self.formation.lanes, self.formation.single_lanes
+            workers = lanes * self.runtime.pretrain_workers + single
+            request_resources(bundles=[dict(self.formation.worker)] * workers)
 
     def end(self, seconds: float) -> None:
         """End every lane, and leave no process and no placement group of theirs behind.

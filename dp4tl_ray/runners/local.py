@@ -54,6 +54,7 @@ def run_local(
     finally:
         stop.set()
         drawing.join()
+        display.update(board.summary())  # what happened since the last look
         torch.set_num_threads(threads)
 
 

@@ -108,6 +108,7 @@ def status_of(plan: Plan, store: Store) -> dict[str, Any]:
     missing = [step for key, step in plan.steps.items() if key not in done]
     return {
         "study": plan.study.name,
+        "search": plan.study.search,
         "store": store.uri,
         "stages": {
             stage: {
@@ -127,7 +128,8 @@ def status_text(status: dict[str, Any]) -> str:
     """Write a status for people."""
     driver = status["driver"]
     lines = [f"{status['study']} in {status['store']}: {_driver_text(driver)}", ""]
-    lines += [f"{stage:<12}{n['done']:>6} of {n['of']}" for stage, n in status["stages"].items()]
+    of = "of" if status["search"] == "grid" else "of at most"
+    lines += [f"{stage:<12}{n['done']:>6} {of} {n['of']}" for stage, n in status["stages"].items()]
     if driver and driver.get("running"):
         lines += ["", "running:"]
         for step in driver["running"]:

@@ -174,6 +174,8 @@ def _no_duplicates(values: tuple[T, ...]) -> tuple[T, ...]:
     return values
 
 
+Listed = Annotated[tuple[T, ...], BeforeValidator(_as_tuple)]
+"""Any number of values, in order."""
 Axis = Annotated[
     tuple[T, ...],
     Field(min_length=1, json_schema_extra={"uniqueItems": True}),

@@ -1,6 +1,7 @@
 """Datasets: what can be pruned (a source) and what can be transferred to (a target)."""
 
-from typing import Annotated, Literal
+import os
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field
 
@@ -85,7 +86,15 @@ Target = Annotated[
     Field(discriminator="dataset"),
     BareName("dataset"),
 ]
+D = TypeVar("D", bound=Spec)
 Dataset = GlyphsAndTextures | HeldOutLetters | HandwrittenDigits | HeldOutTextures | ImageFolder
+
+
+def located(dataset: D, root: str) -> D:
+    """Return a dataset whose path starts at a root, if it has one that is relative."""
+    if isinstance(dataset, ImageFolder):
+        return dataset.model_copy(update={"path": os.path.join(root, dataset.path)})
+    return dataset
 
 
 def channels(dataset: Dataset) -> int:

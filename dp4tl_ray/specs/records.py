@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dp4tl_ray.specs.base import Fraction, Spec
+from dp4tl_ray.specs.base import Fraction, Listed, Spec
 from dp4tl_ray.specs.steps import Stage, StepSpec
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -146,7 +146,7 @@ class Result(Spec):
     """Precision of the pretraining; empty without one."""
     num_workers: int
     """Data-parallel workers of the pretraining."""
-    alarms: tuple[str, ...] = ()
+    alarms: Listed[str] = ()
     """What is wrong with the training of the surrogate or of the network, although it ended well;
     such as a collapse."""
     status: Literal["done", "failed"]

@@ -48,8 +48,8 @@ class Runtime(Spec):
     lanes: Count | None = None
     """Pretrainings at a time; null starts as many lanes as the cluster holds."""
     single_lanes: Natural | None = None
-    """One-worker lanes beside them, for steps that no workers share; null takes what
-    pretrain_workers leaves over."""
+    """One-worker lanes beside them, for steps that no workers share; null takes what makes no whole
+    lane, or none where `lanes` is given."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes a GPU per worker where the cluster has them."""
     threads_per_worker: Count = 1

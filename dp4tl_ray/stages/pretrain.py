@@ -23,6 +23,7 @@ def run_pretrain(spec: PretrainStep, job: Job) -> Metrics:
     if isinstance(recipe, Pretrained):
         return read_weights(recipe, job)
     kept = load_kept(job.inputs.get("prune"), len(images_of(job.inputs["source"])))
+    labels, outputs = _labels(recipe, job, kept) if isinstance(recipe, Supervised) else (None, 0)
     if len(kept) < recipe.batch_size:
         raise StageError(
             f"{len(kept)} examples are kept, fewer than one batch of "
@@ -33,7 +34,6 @@ def run_pretrain(spec: PretrainStep, job: Job) -> Metrics:
             f"queue_size {recipe.queue_size} is more than a quarter of the {len(kept)} examples "
             f"that are kept; at most {len(kept) // QUEUE_SHARE}"
         )
-    labels, outputs = _labels(recipe, job, kept) if isinstance(recipe, Supervised) else (None, 0)
     model, metrics = train(recipe, job, kept, labels, outputs, spec.seed)
     if job.writes:
         save_network(job, model)

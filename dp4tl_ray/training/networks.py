@@ -71,6 +71,22 @@ class Classifier(nn.Module):
         return self.logits(self.features(pixels_NCHW))
 
 
+class EveryOther(nn.Module):
+    """Keep one of `stride` rows and columns.
+
+    A 1x1 convolution with a stride reads the same. But backward through one with few channels,
+    channels last, oneDNN writes beyond its memory (uxlfoundation/oneDNN#6035).
+    """
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Return (N, C, ceil(H / stride), ceil(W / stride))."""
+        return x_NCHW[:, :, :: self.stride, :: self.stride]
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut (He et al. 2016)."""
 
@@ -83,7 +99,9 @@ class ResidualBlock(nn.Module):
         self.shortcut = (
             nn.Identity()
             if stride == 1 and width_in == width
-            else nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), norm(width))
+            else nn.Sequential(
+                EveryOther(stride), nn.Conv2d(width_in, width, 1, bias=False), norm(width)
+            )
         )
 
     def forward(self, x: Tensor) -> Tensor:

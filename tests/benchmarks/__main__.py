@@ -12,6 +12,7 @@ from tests.benchmarks.clustering import (
     kmeans_mini_batch,
 )
 from tests.benchmarks.memory import lane_memory
+from tests.benchmarks.objectives import ssl_cost
 from tests.benchmarks.overhead import lane_overhead, lane_start
 from tests.benchmarks.planning import plan_size, sharing
 from tests.benchmarks.scale import scale
@@ -37,6 +38,7 @@ BENCHMARKS = {
     "cheap_scores": cheap_scores,
     "lossless_search": lossless_search,
     "augmentation": augmentation,
+    "ssl_cost": ssl_cost,
 }
 
 

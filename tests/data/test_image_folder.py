@@ -1,9 +1,13 @@
 import os
 import shutil
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder as TorchvisionImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -11,7 +15,13 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from dp4tl_ray.data.image_folder import EXTENSIONS, DatasetError, fingerprint, read_image_folder
 from dp4tl_ray.data.images import Role
 from dp4tl_ray.data.load import load_images
-from dp4tl_ray.specs.data import ImageFolder
+from dp4tl_ray.specs.data import Dataset, GlyphsAndTextures, ImageFolder
+from dp4tl_ray.specs.steps import DataStep
+from dp4tl_ray.stages import data as data_stage
+from dp4tl_ray.stages.bench import Job, StageError
+from dp4tl_ray.store import Workbench
+from dp4tl_ray.training.fit import Halted
+from dp4tl_ray.training.worker import Progress, Worker
 from tests.conftest import write_folder
 
 
@@ -124,3 +134,122 @@ def test_a_split_is_never_taken_for_a_class(
         write_folder(tmp_path / split, range(2), 4, seed=0)
     with pytest.raises(DatasetError, match=missing):
         fingerprint(spec(tmp_path), role)
+
+
+# -- the data stage, which reads part by part ------------------------------------------------------
+
+
+def pack(dataset: Dataset, role: Role, store: Path, worker: Worker | None = None) -> Path:
+    """Run the data stage; returns the folder of its artifact."""
+    store.mkdir(exist_ok=True)
+    job = Job({}, Workbench(store), worker or Worker())
+    data_stage.run_data(DataStep(dataset=dataset, role=role, fingerprint=""), job)
+    return store
+
+
+def statistics_at_once(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    pixels = images.reshape(-1, images.shape[3]).astype(object)  # integers of any size
+    mean = [int(channel.sum()) / len(pixels) / 255 for channel in pixels.T]
+    squares = [int((channel**2).sum()) / len(pixels) / 255**2 for channel in pixels.T]
+    std = np.sqrt(np.array(squares) - np.array(mean) ** 2)
+    return np.stack([mean, std]).astype(np.float32)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Pictures of many shapes and modes, in splits, some of them in folders below their class."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 9), ("test", 4)):
+        for name in ("ape", "bee"):
+            for index in range(count):
+                below = "deeper" if index % 3 == 0 else ""
+                (tmp_path / split / name / below).mkdir(parents=True, exist_ok=True)
+                height, width = rng.integers(9, 70, 2)
+                noise = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+                picture = Image.fromarray(noise).convert(("RGB", "L", "RGBA", "P")[index % 4])
+                picture.save(tmp_path / split / name / below / f"{index}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_reading_in_parts_changes_no_bit(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channels: int, threads: int
+) -> None:
+    dataset = spec(photos, channels=channels)
+    whole = load_images(dataset, "target")
+    monkeypatch.setattr(data_stage, "AT_A_TIME", 4)  # the last part is shorter
+    torch.set_num_threads(threads)
+    packed = pack(dataset, "target", tmp_path / "store")
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "images": whole.images,
+        "labels": whole.labels,
+        "splits": whole.splits,
+        "statistics": statistics_at_once(whole.images),
+    }
+    for name, array in arrays.items():
+        np.save(tmp_path / "expected.npy", array)
+        written = (packed / f"{name}.npy").read_bytes()
+        assert written == (tmp_path / "expected.npy").read_bytes(), name
+
+
+def test_what_is_rendered_is_written_by_the_same_hand(tmp_path: Path) -> None:
+    dataset = GlyphsAndTextures(images_per_class=1)
+    whole = load_images(dataset, "source")
+    packed = pack(dataset, "source", tmp_path / "store")
+    assert np.array_equal(np.load(packed / "images.npy"), whole.images)
+    assert np.array_equal(np.load(packed / "statistics.npy"), statistics_at_once(whole.images))
+
+
+def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path: Path) -> None:
+    path = tmp_path / "0.png"
+    Image.new("L", (64, 64), 100).save(path)
+
+    def peak(count: int) -> int:
+        folder = tmp_path / f"of{count}"
+        (folder / "a").mkdir(parents=True)
+        for index in range(count):
+            os.link(path, folder / "a" / f"{index}.png")
+        tracemalloc.start()
+        pack(spec(folder, image_size=64), "source", tmp_path / f"s{count}")
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    part = data_stage.AT_A_TIME * 64 * 64
+    few, many = peak(data_stage.AT_A_TIME), peak(8 * data_stage.AT_A_TIME)
+    assert many - few < part  # seven parts more were read
+
+
+def test_long_packing_is_reported_and_can_be_halted(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_stage, "AT_A_TIME", 7)
+    reports = list[Progress]()
+
+    def report(progress: Progress) -> bool:
+        reports.append(progress)
+        return len(reports) < 2
+
+    monkeypatch.setattr(data_stage, "REPORT_SECONDS", 1e9)
+    pack(spec(photos), "source", tmp_path / "quick", Worker(report=report))
+    assert not reports
+    monkeypatch.setattr(data_stage, "REPORT_SECONDS", 0.0)
+    with pytest.raises(Halted):
+        pack(spec(photos), "source", tmp_path / "halted", Worker(report=report))
+    assert reports == [{"step": 7, "steps": 18}, {"step": 14, "steps": 18}]
+    assert not list((tmp_path / "halted").iterdir())
+
+
+def test_a_picture_that_does_not_decode_ends_the_packing(photos: Path, tmp_path: Path) -> None:
+    broken = photos / "train" / "bee" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(StageError, match=r"bee/1\.png does not decode"):
+        pack(spec(photos), "source", tmp_path / "store")
+    assert not list((tmp_path / "store").iterdir())
+
+
+def test_pictures_come_in_the_order_of_their_paths(photos: Path) -> None:
+    ids = load_images(spec(photos), "target").ids
+    paths = sorted((photos / "train").rglob("*.png")) + sorted((photos / "test").rglob("*.png"))
+    assert list(ids) == [path.relative_to(photos).as_posix() for path in paths]

@@ -136,8 +136,8 @@ def noisy(split_to_keep: str) -> Callable[..., Any]:
     """Make a loader that replaces every other split of the target by noise."""
     from dp4tl_ray.data.load import load_images as load
 
-    def load_noisy(spec: Any, role: Any) -> Any:
-        data = load(spec, role)
+    def load_noisy(spec: Any, role: Any, *rest: Any) -> Any:
+        data = load(spec, role, *rest)
         if role == "target":
             rows = np.setdiff1d(np.arange(len(data.labels)), data.rows(split_to_keep))  # type: ignore[arg-type]
             data.images[rows] = np.random.default_rng(0).integers(
@@ -168,7 +168,7 @@ def test_a_subset_that_cannot_be_trained_on_is_refused_by_name(
     _, _, outcome = run(pictures, tmp_path, pruning_ratios=[0.0, 0.9], methods=["random_classes"])
     failed = [r for r in outcome.results if r.status == "failed"]
     assert [(r.method, r.pruning_ratio) for r in failed] == [("random_classes", 0.9)]
-    assert "keeps 14 examples of 1 class" in failed[0].error
+    assert "the 14 examples that are kept are of 1 class" in failed[0].error
     assert failed[0].metrics is None
     assert sum(r.status == "done" for r in outcome.results) == 3
 

@@ -22,7 +22,7 @@ from dp4tl_ray.training.augment import Changes, augment, draw_changes
 from dp4tl_ray.training.examples import Examples, floats
 from dp4tl_ray.training.networks import Classifier
 from dp4tl_ray.training.objectives.base import Objective, pinned
-from dp4tl_ray.training.objectives.learner import Learner
+from dp4tl_ray.training.objectives.learner import Embeddings, Learner
 from dp4tl_ray.training.objectives.learners import build_learner
 from dp4tl_ray.training.parallel import Parallel, is_sharded
 from dp4tl_ray.training.passes import GradientSum, Pass, cut_passes
@@ -47,6 +47,7 @@ class _Share:
     one: Pass
     queries: _Images
     keys: _Images | None
+    """Null where this worker has them among the queries."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class TwoViewObjective(Objective[_Batch]):
             first, second = (change.rows(rows) for change in changes)
             return _Images(pinned(pixels, self.worker), (first, second))
 
-        key_rows = np.arange(size)
+        key_rows, elsewhere = np.arange(size), self.shuffles and self.worker.world_size > 1
         if self.shuffles:
             # every worker can draw the same order, and read the images: none are sent
             key_rows = np.random.default_rng(seed_for(self.seed, "keys", step)).permutation(size)
@@ -105,7 +106,7 @@ class TwoViewObjective(Objective[_Batch]):
             _Share(
                 one,
                 images(np.arange(one.rows.start, one.rows.stop)),
-                images(key_rows[one.rows]) if self.shuffles else None,
+                images(key_rows[one.rows]) if elsewhere else None,
             )
             for [one] in self.passes
         ]
@@ -115,7 +116,12 @@ class TwoViewObjective(Objective[_Batch]):
         """Leave the gradient of the batch's loss in the parameters."""
         learner = cast(Learner, parallel.model)
         learner.advance(step, self.total)
-        embedded = [self._embed(parallel, share) for share in batch.shares]
+        views = [self._two_views(share.queries) for share in batch.shares]
+        keyed = self._key_views(batch, views)
+        embedded = [
+            self._embed(parallel, share.one, *two, *key_two)
+            for share, two, key_two in zip(batch.shares, views, keyed, strict=True)
+        ]
         rows = [share.one.rows for share in batch.shares]
         queries = self._whole([queries for queries, _ in embedded], rows)
         keys = self._whole([keys for _, keys in embedded], rows)
@@ -144,19 +150,25 @@ class TwoViewObjective(Objective[_Batch]):
             "embedding_rank": effective_rank(embeddings),
         }
 
-    def _embed(
-        self, parallel: Parallel, share: _Share
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def _embed(self, parallel: Parallel, one: Pass, *views: Tensor) -> tuple[Embeddings, ...]:
         """Embed a share: what gradients go back through, and what they do not."""
-        queries = self._two_views(share.queries)
-        keys = queries if share.keys is None else self._two_views(share.keys)
-        self.movement.fill_(share.one.movement)
+        self.movement.fill_(one.movement)
         device, bf16 = self.worker.device.type, self.recipe.precision == "bf16"
         with torch.autocast(device, torch.bfloat16, enabled=bf16):
-            outputs: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] = parallel.forward(
-                *queries, *keys
-            )
+            outputs: tuple[Embeddings, ...] = parallel.forward(*views)
         return outputs
+
+    def _key_views(
+        self, batch: _Batch, views: list[tuple[Tensor, Tensor]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Give the views of which each share embeds keys; made anew only where they are others."""
+        if not self.shuffles:
+            return views
+        if self.worker.world_size > 1:
+            return [self._two_views(share.keys) for share in batch.shares if share.keys]
+        first, second = (torch.cat(all_of_them) for all_of_them in zip(*views, strict=True))
+        rows = [batch.key_rows[share.one.rows] for share in batch.shares]
+        return [(first[here], second[here]) for here in rows]
 
     def _two_views(self, images: _Images) -> tuple[Tensor, Tensor]:
         pixels = floats(images.images_NHWC.to(self.worker.device, non_blocking=True))
