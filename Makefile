@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in $(PYTHONS); do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: quickstart test check unit hosts faults bench embedded methods
+.PHONY: quickstart test check unit hosts faults bench embedded methods questions
 
 .venv/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "needs Python 3.11 or newer: make PYTHON=/path/to/python"; exit 2; }
@@ -49,3 +49,10 @@ methods: .venv/installed
 	$(BIN)/dp4tl run experiments/methods_embedded.yaml
 	$(BIN)/dp4tl run experiments/counterfactual_embedded.yaml
 	$(BIN)/dp4tl run experiments/multi_target_embedded.yaml
+
+# the paper's further questions: without labels, weaker surrogates, few images, other architectures
+questions: .venv/installed
+	$(BIN)/dp4tl run experiments/feature_mapping_moco_embedded.yaml
+	$(BIN)/dp4tl run experiments/surrogate_embedded.yaml
+	$(BIN)/dp4tl run experiments/few_shot_embedded.yaml
+	$(BIN)/dp4tl run experiments/cross_architecture_embedded.yaml

@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from dp4tl_ray.algorithms.bisection import SEARCH_CONFIDENCE
@@ -18,11 +19,13 @@ from dp4tl_ray.runners.progress import Display
 from dp4tl_ray.runners.status import StatusFile
 from dp4tl_ray.specs.data import ImageFolder, located
 from dp4tl_ray.specs.load import StudyError
+from dp4tl_ray.specs.network import TimmNetwork
 from dp4tl_ray.specs.pretraining import Pretrained
 from dp4tl_ray.specs.records import Result
 from dp4tl_ray.specs.self_supervised import QUEUE_SHARE, MoCoV2
 from dp4tl_ray.specs.steps import STAGES, Stage
 from dp4tl_ray.specs.study import Study
+from dp4tl_ray.specs.training import Training
 from dp4tl_ray.store import Store
 from dp4tl_ray.tracking import track
 
@@ -66,8 +69,9 @@ def plan_study(
     Raises:
         DatasetError: A folder of pictures is missing or empty.
         ScorerError: A plug-in is not installed, or a file of scores or weights not there.
-        StudyError: A queue of keys is too long for the source.
+        StudyError: A queue of keys is too long for the source, or timm is not installed.
     """
+    check_networks(study)
     known = remembered(store, study.name) if store else {}
     plan = make_plan(study, Contents(known, absent))
     check_queues(study, absent)
@@ -79,6 +83,18 @@ def plan_study(
     if len(wanted) == len(plan.steps):
         return plan
     return Plan(study, {k: s for k, s in plan.steps.items() if k in wanted}, [], plan.naive)
+
+
+def check_networks(study: Study) -> None:
+    """Refuse networks of a package that is not installed.
+
+    Raises:
+        StudyError: With what to install.
+    """
+    recipes = (study.surrogate, *study.surrogates.values(), *study.pretraining)
+    networks = [recipe.network for recipe in recipes if isinstance(recipe, Training | Pretrained)]
+    if any(isinstance(n, TimmNetwork) for n in networks) and find_spec("timm") is None:
+        raise StudyError("arch: timm needs the package timm: pip install 'dp4tl_ray[timm]'")
 
 
 def check_queues(study: Study, absent: list[str] | None = None) -> None:

@@ -28,9 +28,10 @@ SIMCLR_VIEW = MOCO_V2_VIEW.model_copy(
     update={"crop": 0.08, "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
 )
 BYOL_VIEW = MOCO_V2_VIEW.model_copy(
-    update={"crop": 0.08, "saturation": 0.2, "blur": 1.0, "solarize": 0.0}
+    update={"crop": 0.08, "saturation": 0.2, "blur": 1.0}
 )
 BYOL_SECOND_VIEW = BYOL_VIEW.model_copy(update={"blur": 0.1, "solarize": 0.2})
+VICREG_VIEW = BYOL_VIEW.model_copy(update={"blur": 0.5, "solarize": 0.1})
 MOCO_V3_VIEW = BYOL_VIEW.model_copy(update={"crop": 0.2})
 MOCO_V3_SECOND_VIEW = BYOL_SECOND_VIEW.model_copy(update={"crop": 0.2})
 WARM_COSINE = Schedule(name="cosine", warmup=0.1)
@@ -185,7 +186,7 @@ class VICReg(SelfSupervised):
     """Examples per optimizer step, over all workers."""
     optimizer: Optimizer = Optimizer(name="lars", lr=1.6, weight_decay=1e-6, decay_norms=False)
     """Update rule."""
-    augmentation: Augmentation = BYOL_VIEW
+    augmentation: Augmentation = VICREG_VIEW
     """Random changes of both views."""
     hidden: Count | None = 8192
     """Width of the hidden layers of the expander; null takes the network's features."""

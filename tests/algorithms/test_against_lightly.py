@@ -1,5 +1,8 @@
 """The losses of the lightly library as a second oracle, where it is installed."""
 
+from importlib import import_module
+from inspect import signature
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +11,14 @@ from torch import Tensor
 from dp4tl_ray.algorithms.contrastive import info_nce, nt_xent
 from dp4tl_ray.algorithms.key_queue import enqueue
 from dp4tl_ray.algorithms.non_contrastive import negative_cosine, vicreg
+from dp4tl_ray.specs.self_supervised import (
+    BYOL_SECOND_VIEW,
+    BYOL_VIEW,
+    MOCO_V2_VIEW,
+    SIMCLR_VIEW,
+    VICREG_VIEW,
+    SimSiam,
+)
 
 lightly = pytest.importorskip("lightly.loss")
 
@@ -58,3 +69,33 @@ def test_vicreg(weights: tuple[float, float, float]) -> None:
 def test_negative_cosine() -> None:
     both = views(0)
     same(negative_cosine(*both), lightly.NegativeCosineSimilarity()(*both), both)
+
+
+def test_default_views_are_those_of_lightly() -> None:
+    byol = import_module("lightly.transforms.byol_transform")
+    transforms = import_module("lightly.transforms")
+    pairs = {
+        transforms.MoCoV2Transform: MOCO_V2_VIEW,
+        transforms.SimSiamTransform: SimSiam().augmentation,
+        transforms.SimCLRTransform: SIMCLR_VIEW,
+        transforms.VICRegTransform: VICREG_VIEW,
+        byol.BYOLView1Transform: BYOL_VIEW,
+        byol.BYOLView2Transform: BYOL_SECOND_VIEW,
+    }
+    for transform, view in pairs.items():
+        defaults = {n: p.default for n, p in signature(transform.__init__).parameters.items()}
+        strength = defaults["cj_strength"]
+        colours = (view.brightness, view.contrast, view.saturation, view.hue)
+        names = ("cj_bright", "cj_contrast", "cj_sat", "cj_hue")
+        assert colours == pytest.approx([strength * defaults[name] for name in names])
+        solarize = defaults.get("solarization_prob", defaults.get("solarize_prob", 0.0))
+        assert view.model_dump() == view.model_dump() | {
+            "crop": defaults["min_scale"],
+            "flip": defaults["hf_prob"] == 0.5,
+            "jitter": defaults["cj_prob"],
+            "grayscale": defaults["random_gray_scale"],
+            "blur": defaults["gaussian_blur"],
+            "blur_sigma": defaults["sigmas"],
+            "solarize": solarize,
+            "shift": 0,
+        }

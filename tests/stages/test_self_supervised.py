@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from dp4tl_ray.plan import Plan
+from dp4tl_ray.specs.load import StudyError
 from dp4tl_ray.specs.study import Study
 from dp4tl_ray.store import Store, open_store
 from dp4tl_ray.sweep import Outcome, plan_study, run_study
@@ -123,8 +124,6 @@ def test_hard_and_soft_mapping_and_the_number_of_clusters_score_differently(
 def test_a_queue_longer_than_a_quarter_of_what_is_kept_is_refused_before_any_work(
     pictures: Pictures,
 ) -> None:
-    from dp4tl_ray.specs.load import StudyError
-
     study = without_labels(pictures, pruning_ratios=[0.0, 0.5, 0.9], pretraining=[MOCO])
     with pytest.raises(StudyError) as refused:
         plan_study(study)
@@ -234,3 +233,14 @@ def test_new_weights_under_an_old_name_are_read_again(
     save_file({n: t + 1 if n == "head.bias" else t for n, t in tensors.items()}, path)
     after = {k for k, s in plan_study(study).steps.items() if s.stage == "pretrain"}
     assert len(before - after) == 1
+
+
+def test_a_network_of_a_package_that_is_not_there_is_refused_before_any_work(
+    pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = {"arch": "timm", "name": "resnet18.a1_in1k"}
+    study = tiny_study(pictures, pretraining=[supervised(network=network)])
+    assert plan_study(study).cells
+    monkeypatch.setattr("dp4tl_ray.sweep.find_spec", lambda name: None)
+    with pytest.raises(StudyError, match=r"pip install 'dp4tl_ray\[timm\]'"):
+        plan_study(study)
