@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dp4tl_ray.plan import Plan
     from dp4tl_ray.specs.study import Study
     from dp4tl_ray.store import Store
 
@@ -96,10 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     schema.add_argument(
         "--write", type=Path, metavar="FOLDER", help="write all of them to a folder"
     )
-    names = verbs.add_parser(
-        "list", help="list methods, selectors, datasets or networks, with their fields"
-    )
-    names.add_argument("what", choices=("methods", "selectors", "datasets", "networks"))
+    names = verbs.add_parser("list", help="list what there is to choose from, with its fields")
+    kinds = ("methods", "selectors", "objectives", "networks", "transfers", "datasets")
+    names.add_argument("what", choices=kinds)
     return parser
 
 
@@ -214,8 +214,7 @@ def _run(study: "Study", store: "Store", local: bool, until: str) -> int:
     for error in sorted(set(outcome.errors.values())):
         print(f"failed: {error}", file=sys.stderr)
     print("".join(f"{line}\n" for line in weights_used(plan, store)), end="")
-    for alarm in sorted({alarm for result in outcome.results for alarm in result.alarms}):
-        print(f"alarm: {alarm}", file=sys.stderr)
+    _print_alarms(plan, store)
     if until == "prune":
         for step in plan.steps.values():
             if step.stage == "prune" and (artifact := store.find(step)):
@@ -235,7 +234,15 @@ def _report(study: "Study", store: "Store") -> int:
     results, folder = report_study(study, plan, store)
     print(f"{study.name}: {len(results)} results are done; report: {folder / 'results.md'}")
     print("".join(f"{line}\n" for line in (*weights_used(plan, store), *absent)), end="")
+    _print_alarms(plan, store)
     return 0
+
+
+def _print_alarms(plan: "Plan", store: "Store") -> None:
+    from dp4tl_ray.sweep import alarms
+
+    for alarm in alarms(plan, store):
+        print(f"alarm: {alarm}", file=sys.stderr)
 
 
 def _status(study: "Study", store: "Store", as_json: bool) -> int:
@@ -248,12 +255,13 @@ def _status(study: "Study", store: "Store", as_json: bool) -> int:
 
 
 def _triage(study: "Study", store: "Store", local: bool) -> int:
-    from dp4tl_ray.sweep import triage_study
+    from dp4tl_ray.sweep import plan_study, triage_study
 
     table, errors, path = triage_study(study, store, local)
     print(table)
     for error in sorted(errors):
         print(f"failed: {error}", file=sys.stderr)
+    _print_alarms(plan_study(study, "prune"), store)
     print(f"triage: {path}")
     return 1 if errors else 0
 

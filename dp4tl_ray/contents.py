@@ -1,11 +1,11 @@
 """What studies name and do not contain: pictures, weights, scores, plug-ins.
 
-A study's store keeps the fingerprints of its pictures, so that status and report need no pictures.
+A study's store keeps the fingerprints of its files, so that status and report need none of them.
 """
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from dp4tl_ray.atomic import write_atomically
@@ -13,6 +13,7 @@ from dp4tl_ray.data.image_folder import fingerprint, is_absent
 from dp4tl_ray.plan import Plan, Role
 from dp4tl_ray.scoring.elsewhere import (
     file_fingerprint,
+    is_file,
     pretrained_fingerprint,
     scorer_version,
 )
@@ -20,47 +21,56 @@ from dp4tl_ray.specs.data import Dataset, ImageFolder
 from dp4tl_ray.specs.example_methods import ExamplePlugin, ScoresFile
 from dp4tl_ray.specs.method import AnyMethod
 from dp4tl_ray.specs.pretraining import Pretrained
-from dp4tl_ray.specs.steps import DataStep
+from dp4tl_ray.specs.steps import DataStep, PretrainStep, ScoreStep, SurrogateStep
 from dp4tl_ray.store import Store
 
 FILE = "fingerprints.json"
+Files = ImageFolder | ScoresFile | Pretrained
+"""What is read from files that a study names."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """Fingerprints of what is here; of pictures that are not, what they were when a study ran."""
+    """Fingerprints of what is here; of files that are not, what they were when a study ran."""
 
     known: Mapping[str, str] = field(default_factory=dict)
-    """Role and path of a folder -> fingerprint that a run left."""
+    """Role and path -> fingerprint that a run left."""
     absent: list[str] | None = None
-    """Receives a line for each folder of pictures that is neither here nor known. Without it an
-    absent folder is an error."""
+    """Receives a line for whatever is neither here nor known. Without it that is an error."""
 
     def __call__(self, thing: Dataset | AnyMethod | Pretrained, role: Role = "source") -> str:
         """Return a text that changes with the content; empty where the spec says everything."""
         match thing:
             case ExamplePlugin(scorer=name):
                 return scorer_version(name)
-            case ScoresFile(path=path):
-                return file_fingerprint(path)
-            case Pretrained():
-                return pretrained_fingerprint(thing)
-            case ImageFolder() if self.absent is not None and is_absent(thing):
-                return self.known.get(_key(thing, role)) or self._miss(thing, self.absent)
             case ImageFolder():
-                return fingerprint(thing, role)
+                return self._look(thing, role, lambda: fingerprint(thing, role), is_absent(thing))
+            case ScoresFile(path=path):
+                gone = not os.path.exists(path)
+                return self._look(thing, role, lambda: file_fingerprint(path), gone)
+            case Pretrained():
+                gone = is_file(thing) and not os.path.exists(thing.weights)
+                return self._look(thing, role, lambda: pretrained_fingerprint(thing), gone)
             case _:
                 return ""
 
-    def _miss(self, folder: ImageFolder, absent: list[str]) -> str:
-        line = f"{os.path.abspath(folder.path)} is not here: `dp4tl run` needs it"
-        if line not in absent:
-            absent.append(line)
+    def _look(self, thing: Files, role: Role, see: Callable[[], str], gone: bool) -> str:
+        if self.absent is None or not gone:
+            return see()
+        if (known := self.known.get(_key(thing, role))) is not None:
+            return known
+        line = f"{os.path.abspath(_path(thing))} is not here: `dp4tl run` needs it"
+        if line not in self.absent:
+            self.absent.append(line)
         return "absent"
 
 
-def _key(folder: ImageFolder, role: Role) -> str:
-    return f"{role} {folder.path}"
+def _path(thing: Files) -> str:
+    return thing.weights if isinstance(thing, Pretrained) else thing.path
+
+
+def _key(thing: Files, role: Role) -> str:
+    return f"{role} {_path(thing)}"
 
 
 def remembered(store: Store, study: str) -> dict[str, str]:
@@ -73,13 +83,18 @@ def remembered(store: Store, study: str) -> dict[str, str]:
 
 
 def remember(plan: Plan, store: Store) -> None:
-    """Leave the fingerprints of a plan's pictures in a store."""
-    specs = [step.spec for step in plan.steps.values() if isinstance(step.spec, DataStep)]
-    known = {
-        _key(spec.dataset, spec.role): spec.fingerprint
-        for spec in specs
-        if isinstance(spec.dataset, ImageFolder)
-    }
+    """Leave the fingerprints of what a plan reads from files in a store."""
+    known: dict[str, str] = {}
+    for step in plan.steps.values():
+        match step.spec:
+            case DataStep(dataset=ImageFolder() as folder, role=role, fingerprint=seen):
+                known[_key(folder, role)] = seen
+            case ScoreStep(method=ScoresFile() as scores, fingerprint=seen):
+                known[_key(scores, "source")] = seen
+            case SurrogateStep(surrogate=Pretrained() as weights, fingerprint=seen):
+                known[_key(weights, "source")] = seen
+            case PretrainStep(pretraining=Pretrained() as weights, fingerprint=seen):
+                known[_key(weights, "source")] = seen
     if not known:
         return
     path = store.study_folder(plan.study.name) / FILE

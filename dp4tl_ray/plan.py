@@ -203,14 +203,19 @@ class _Planner:
         # what is derived from a method, once: the memo tells specs apart by their id
         self.scored: dict[int, AnyMethod] = {}
         self.single: dict[int, AnyMethod] = {}
-        needed = frozenset[Need]().union(*(needs(method) for method in study.methods))
-        self.record: Record = (
-            "divergences"
-            if "divergences" in needed
-            else "dynamics"
-            if "dynamics" in needed
-            else "nothing"
-        )
+        self.records: dict[int, Record] = {}
+
+    def record(self, surrogate: AnyTrained | Pretrained) -> Record:
+        """Return what the methods that score by a surrogate need of how it learned."""
+        if not isinstance(surrogate, Supervised):
+            return "nothing"
+        if id(surrogate) not in self.records:
+            study = self.study
+            scoring = (m for m in study.methods if study.surrogate_of(m) is surrogate)
+            needed = frozenset[Need]().union(*map(needs, scoring))
+            kinds: tuple[Record, ...] = ("divergences", "dynamics")
+            self.records[id(surrogate)] = next((k for k in kinds if k in needed), "nothing")
+        return self.records[id(surrogate)]
 
     def add(self, make: Callable[[], StepSpec], name: str, *key: object, **inputs: str) -> str:
         """Return the digest of a step, adding it to the plan where it is new.
@@ -237,16 +242,13 @@ class _Planner:
     def surrogate(self, source: str, surrogate: AnyTrained | Pretrained, seed: int) -> str:
         pinned = self.study.surrogate_seed
         seed = seed if pinned is None else pinned
-        record = self.record
         if isinstance(surrogate, Pretrained):
             seed = 0  # weights from elsewhere are the same for all
-        if not isinstance(surrogate, Supervised):
-            record = "nothing"
         return self.add(
             lambda: SurrogateStep(
                 surrogate=surrogate,
                 fingerprint=self._weights(surrogate),
-                record=record,
+                record=self.record(surrogate),
                 seed=seed,
             ),
             f"{surrogate.objective}-{surrogate.network.arch}-s{seed}",

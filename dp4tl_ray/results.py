@@ -12,7 +12,9 @@ from dp4tl_ray.atomic import write_atomically
 from dp4tl_ray.plan import Cell, Plan
 from dp4tl_ray.specs.base import label
 from dp4tl_ray.specs.method import for_one_target
+from dp4tl_ray.specs.pretraining import Pretrained
 from dp4tl_ray.specs.records import Hyperparameters, Manifest, Metrics, Result
+from dp4tl_ray.specs.steps import SurrogateStep
 from dp4tl_ray.specs.training import Training
 from dp4tl_ray.store import Artifact, Store
 
@@ -87,7 +89,7 @@ def _result(
         transfer=label(cell.transfer),
         transfer_hyperparameters=_hyperparameters(transfer),
         seed=cell.seed,
-        surrogate_seed=plan.study.surrogate_seed if surrogate else None,
+        surrogate_seed=_pinned(plan, surrogate),
         metrics=Metrics(
             accuracy=_metric(transfer, "accuracy"),
             mean_class_accuracy=_metric(transfer, "mean_class_accuracy"),
@@ -117,6 +119,16 @@ def _hyperparameters(transfer: Manifest | None) -> Hyperparameters:
     recorded = transfer.metrics if transfer else {}
     known = {name: recorded[name] for name in Hyperparameters.model_fields if name in recorded}
     return Hyperparameters.model_validate(known)
+
+
+def _pinned(plan: Plan, surrogates: Iterable[str]) -> int | None:
+    """Return the seed that all repetitions score by; null where each has a surrogate of its own."""
+    for key in surrogates:
+        spec = plan.steps[key].spec
+        assert isinstance(spec, SurrogateStep)
+        if plan.study.surrogate_seed is not None or isinstance(spec.surrogate, Pretrained):
+            return spec.seed
+    return None
 
 
 def _alarms(

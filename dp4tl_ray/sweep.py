@@ -26,6 +26,7 @@ from dp4tl_ray.specs.self_supervised import QUEUE_SHARE, MoCoV2
 from dp4tl_ray.specs.steps import STAGES, Stage
 from dp4tl_ray.specs.study import Study
 from dp4tl_ray.specs.training import Training
+from dp4tl_ray.specs.unit_methods import Counterfactual
 from dp4tl_ray.store import Store
 from dp4tl_ray.tracking import track
 
@@ -71,7 +72,8 @@ def plan_study(
         ScorerError: A plug-in is not installed, or a file of scores or weights not there.
         StudyError: A queue of keys is too long for the source, or timm is not installed.
     """
-    check_networks(study)
+    if absent is None:
+        check_networks(study)
     known = remembered(store, study.name) if store else {}
     plan = make_plan(study, Contents(known, absent))
     check_queues(study, absent)
@@ -91,7 +93,8 @@ def check_networks(study: Study) -> None:
     Raises:
         StudyError: With what to install.
     """
-    recipes = (study.surrogate, *study.surrogates.values(), *study.pretraining)
+    own = [method.recipe for method in study.methods if isinstance(method, Counterfactual)]
+    recipes = (study.surrogate, *study.surrogates.values(), *study.pretraining, *own)
     networks = [recipe.network for recipe in recipes if isinstance(recipe, Training | Pretrained)]
     if any(isinstance(n, TimmNetwork) for n in networks) and find_spec("timm") is None:
         raise StudyError("arch: timm needs the package timm: pip install 'dp4tl_ray[timm]'")
@@ -108,8 +111,11 @@ def check_queues(study: Study, absent: list[str] | None = None) -> None:
         StudyError: With the arithmetic.
         DatasetError: The source is missing.
     """
-    recipes = [(f"pretraining[{n}]", r) for n, r in enumerate(study.pretraining)]
-    queues = [(where, r.queue_size) for where, r in recipes if isinstance(r, MoCoV2)]
+    largest = max(study.pruning_ratios)
+    recipes = [(f"pretraining[{n}]", r, largest) for n, r in enumerate(study.pretraining)]
+    recipes += [("surrogate", study.surrogate, 0.0)]
+    recipes += [(f"surrogates.{name}", r, 0.0) for name, r in study.surrogates.items()]
+    queues = [(where, r.queue_size, ratio) for where, r, ratio in recipes if isinstance(r, MoCoV2)]
     if not queues:
         return
     from dp4tl_ray.data.load import count_source  # renders: not for every plan
@@ -118,16 +124,16 @@ def check_queues(study: Study, absent: list[str] | None = None) -> None:
     if absent is not None and isinstance(source, ImageFolder) and is_absent(source):
         absent += [
             f"{where}.queue_size: {queue_size} is not checked, for which the source is needed"
-            for where, queue_size in queues
+            for where, queue_size, _ in queues
         ]
         return
-    total, ratio = count_source(source), max(study.pruning_ratios)
-    kept = round((1 - ratio) * total)
-    for where, queue_size in queues:
+    total = count_source(source)
+    for where, queue_size, ratio in queues:
+        kept = round((1 - ratio) * total)
         if queue_size * QUEUE_SHARE > kept:
             raise StudyError(
-                f"{where}.queue_size: {queue_size} is more than a quarter of the examples kept at "
-                f"the largest pruning ratio ({ratio:g} of {total} leaves {kept}); at most "
+                f"{where}.queue_size: {queue_size} is more than a quarter of the examples kept "
+                f"(pruning_ratio {ratio:g} of {total} leaves {kept}); at most "
                 f"{kept // QUEUE_SHARE}, and the same at all ratios, so that they differ in their "
                 "data alone"
             )
@@ -141,6 +147,14 @@ def counts(plan: Plan, done: set[str]) -> dict[Stage, dict[str, int]]:
         for stage in STAGES
         if unique[stage]
     }
+
+
+def alarms(plan: Plan, store: Store) -> list[str]:
+    """Collect what trainings that ended well have to say against themselves."""
+    done = store.finished(plan.steps.values())
+    found = (store.find(step) for key, step in plan.steps.items() if key in done)
+    told = ((a.manifest, a.manifest.metrics.get("alarm")) for a in found if a is not None)
+    return sorted(f"{m.stage} {m.name} {alarm}" for m, alarm in told if alarm)
 
 
 def weights_used(plan: Plan, store: Store) -> list[str]:

@@ -124,7 +124,7 @@ def _kept(cell: Cell, plan: Plan, store: Store) -> Ints:
     return load_kept(artifact, 0)
 
 
-Embedded = Mapping[tuple[int, str], str]
+Embedded = dict[tuple[int, str], dict[str, str]]
 """Seed and digest of a dataset -> digest of its embedding."""
 
 
@@ -141,23 +141,30 @@ class _Context:
 
 def _embedded(plan: Plan) -> Embedded:
     """Find the embeddings that any method of a seed is computed from."""
-    found = {}
+    found: Embedded = {}
     for cell in plan.cells:
         if "prune" in cell.steps:
             for key in plan.closure(cell.steps["prune"]):
                 if isinstance(plan.steps[key].spec, EmbedStep):
-                    found[cell.seed, plan.steps[key].inputs["data"]] = key
+                    inputs = plan.steps[key].inputs
+                    of = found.setdefault((cell.seed, inputs["data"]), {})
+                    of[inputs["surrogate"]] = key
     return found
 
 
 def _radius(kept: Ints, cell: Cell, context: _Context) -> float | None:
     """Compare distances to the kept examples with those to all."""
-    keys = (context.embedded.get((cell.seed, cell.steps[role])) for role in ("source", "target"))
-    source, target = (
-        key and embedding(context.store.find(context.plan.steps[key])) for key in keys
+    sources, targets = (
+        context.embedded.get((cell.seed, cell.steps[role]), {}) for role in ("source", "target")
     )
-    if not source or not target:
+    # the first surrogate that has embedded both, for all methods: radii of two do not compare
+    both = [surrogate for surrogate in sources if surrogate in targets]
+    if not both:
         return None
+    source, target = (
+        embedding(context.store.find(context.plan.steps[of[both[0]]])) for of in (sources, targets)
+    )
+    assert source is not None and target is not None
     features, goal = np.asarray(source.features), np.asarray(target.features)
     nearest = coverage_radius(goal, features).mean()
     return float(coverage_radius(goal, features[kept]).mean() / max(float(nearest), 1e-12))

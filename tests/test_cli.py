@@ -69,9 +69,15 @@ def test_help_teaches_every_verb() -> None:
         assert dp4tl(verb, "--help").returncode == 0
 
 
-@pytest.mark.parametrize("what", ["methods", "datasets", "networks"])
+@pytest.mark.parametrize("what", ["methods", "datasets", "networks", "objectives", "transfers"])
 def test_list_says_what_there_is(what: str) -> None:
-    known = {"methods": "label_mapping", "datasets": "image_folder", "networks": "resnet18"}
+    known = {
+        "methods": "label_mapping",
+        "datasets": "image_folder",
+        "networks": "resnet18",
+        "objectives": "budget (default {epochs: 200})",
+        "transfers": "batch_norm (default frozen)",
+    }
     assert known[what] in dp4tl("list", what).stdout
 
 

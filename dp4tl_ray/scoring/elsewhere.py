@@ -83,15 +83,26 @@ def file_fingerprint(path: str, whose: str = "scores_file") -> str:
         raise ScorerError(f"{whose} {path}: {error.strerror}") from error
 
 
+def is_file(spec: Pretrained) -> bool:
+    """Say whether weights are in a file, and not known to a package by name."""
+    return spec.weights != "timm" and not spec.weights.startswith("torchvision:")
+
+
 def pretrained_fingerprint(spec: Pretrained) -> str:
     """Return the checksum of a file of weights, "" for weights that a package knows by name.
 
     Raises:
         ScorerError: It cannot be read.
     """
-    if spec.weights == "timm" or spec.weights.startswith("torchvision:"):
+    if not is_file(spec):
         return ""
-    return file_fingerprint(spec.weights, "weights")
+    try:
+        return file_fingerprint(spec.weights, "weights")
+    except ScorerError as error:
+        raise ScorerError(
+            f"{error}; weights are a file, torchvision:NAME (such as torchvision:IMAGENET1K_V1), "
+            "or timm"
+        ) from error.__cause__
 
 
 def scores_from_file(path: str, ids: Sequence[str]) -> Floats:

@@ -1,4 +1,4 @@
-"""What there is: methods, selectors, datasets, networks, with the docstrings of their records."""
+"""What there is, with the docstrings of the records: methods, objectives, networks and more."""
 
 import inspect
 from collections import Counter
@@ -12,16 +12,21 @@ from dp4tl_ray.specs.base import TAGS, Spec, label
 from dp4tl_ray.specs.data import Dataset, Source, Target
 from dp4tl_ray.specs.method import AnyMethod
 from dp4tl_ray.specs.network import AnyNetwork
+from dp4tl_ray.specs.pretraining import AnyPretraining
 from dp4tl_ray.specs.selector import AnySelector
+from dp4tl_ray.specs.transfer import AnyTransfer
 
 KINDS: dict[str, Any] = {
     "methods": AnyMethod,
     "selectors": AnySelector,
     "datasets": Dataset,
     "networks": AnyNetwork,
+    "objectives": AnyPretraining,
+    "transfers": AnyTransfer,
 }
 MANY = 5
-"""Records from which on a field that they inherit is explained once, at the end."""
+"""Records from which on a field that they inherit is explained once, at the end; fields of a
+default beyond which only those are shown that are not as usual."""
 
 
 def catalogue(what: str) -> str:
@@ -67,9 +72,23 @@ def _entry(record: type[Spec], shared: dict[str, str | None]) -> str:
 
 def _shown(value: Any) -> str:
     """Write a default as a study would."""
-    if isinstance(value, BaseModel) and any(tag in type(value).model_fields for tag in TAGS):
-        return label(value)
-    return "null" if value is None else repr(value)
+    match value:
+        case BaseModel() if any(tag in type(value).model_fields for tag in TAGS):
+            return label(value)
+        case BaseModel():
+            fields = type(value).model_fields
+            given = [(n, v) for n, v in value if v is not None]
+            if len(fields) > MANY:
+                given = [(n, v) for n, v in given if v != fields[n].default]
+            return "{" + ", ".join(f"{name}: {_shown(v)}" for name, v in given) + "}"
+        case tuple():
+            return "[" + ", ".join(map(_shown, value)) + "]"
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case _:
+            return str(value)
 
 
 def _roles(record: type[Spec]) -> str:

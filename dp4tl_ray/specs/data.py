@@ -71,7 +71,7 @@ class ImageFolder(_Target):
 
     dataset: Literal["image_folder"] = "image_folder"
     path: Annotated[str, Field(min_length=1)]
-    """Folder of the pictures; a relative path starts at the working directory."""
+    """Folder of the pictures; a relative path starts at the study's `data_root`."""
     image_size: Annotated[int, Field(ge=8, le=512), Whole] = 32
     """Height and width in pixels that every picture is brought to (shorter side, centre crop)."""
     channels: Annotated[Literal[1, 3], Whole] = 3

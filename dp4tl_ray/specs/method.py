@@ -105,7 +105,7 @@ def demands(method: AnyMethod) -> frozenset[Demand]:
     if not needed.isdisjoint({"source", "target", "network"}):
         demanded.add("features")
     inner = within(method)
-    if any(_reads_predictions(one) for one in (method, inner) if one is not None):
+    if _reads_predictions(method) or (inner is not None and _reads_predictions(inner)):
         demanded.add("predictions")
     return frozenset(demanded)
 
@@ -163,6 +163,8 @@ def contradiction(method: AnyMethod) -> str:
     """Say which fields of a method contradict each other; empty when none do."""
     if isinstance(method, Mapping) and method.capacity is not None and method.temperature == 0:
         return "capacity needs a temperature above 0: a vote cannot be split; 0.05 is nearly one"
+    if method.surrogate is not None and not (demands(method) or selects_by_features(method)):
+        return "scores without a surrogate: leave surrogate out"
     if isinstance(method.select, Quota):
         if not isinstance(method, Mapping | LabelAwareMapping):
             return "quota needs the mass that a mapping moves; allowed: top, whole_units, gumbel"

@@ -86,4 +86,4 @@ class BatchNorm(Spec):
     """
 
     group_size: Count = 64
-    """Examples per group; must divide a worker's share of the batch."""
+    """Examples per group; must divide the batch."""

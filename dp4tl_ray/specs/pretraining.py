@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dp4tl_ray.specs.base import BareName, Spec
-from dp4tl_ray.specs.network import Network
+from dp4tl_ray.specs.network import Network, TimmNetwork, TorchvisionResNet, VisionTransformer
 from dp4tl_ray.specs.self_supervised import AnySelfSupervised
 from dp4tl_ray.specs.training import Recipe
 
@@ -40,7 +40,7 @@ class Pretrained(Spec):
 
 
 class Untrained(Spec):
-    """Control: the networks of the study's other pretrainings, as initialised. A floor."""
+    """Control: the networks that the study trains, as initialised. A floor."""
 
     objective: Literal["none"] = "none"
 
@@ -58,6 +58,20 @@ Trained = Annotated[
     AnyTrained | Pretrained, Field(discriminator="objective"), BareName("objective")
 ]
 Pretraining = Annotated[AnyPretraining, Field(discriminator="objective"), BareName("objective")]
+
+
+def misfit(spec: Pretrained) -> str:
+    """Say in words why weights cannot be those of a network; empty if nothing is known."""
+    network = spec.network
+    if spec.weights.startswith("torchvision:"):
+        match network:
+            case TorchvisionResNet(small_images=False) | VisionTransformer(patch_size=16):
+                return ""
+        return f"weights {spec.weights} are of torchvision's own networks, such as resnet18"
+    if spec.weights == "timm" and not (isinstance(network, TimmNetwork) and "." in network.name):
+        return "weights: timm needs a timm network whose name says which, such as resnet18.a1_in1k"
+    return ""
+
 
 Demand = Literal["features", "predictions", "dynamics"]
 """features: of its last layer; predictions: over the source's classes; dynamics: those while it

@@ -1,14 +1,15 @@
 """Pretraining without labels: two views of each image, and what is asked of their embeddings.
 
-Defaults are the papers' for ImageNet; small images want less blur, a smaller queue and smaller
-heads.
+Defaults follow the papers' recipes for ImageNet. Small images want no blur, a smaller queue and
+smaller heads.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from dp4tl_ray.specs.base import Count, NotNegative, Positive
+from dp4tl_ray.specs.base import Count, NotNegative, Positive, Spec
+from dp4tl_ray.specs.network import BatchNorm
 from dp4tl_ray.specs.training import Augmentation, Budget, Optimizer, Schedule, Training
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -27,13 +28,12 @@ MOCO_V2_VIEW = Augmentation(
 SIMCLR_VIEW = MOCO_V2_VIEW.model_copy(
     update={"crop": 0.08, "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
 )
-BYOL_VIEW = MOCO_V2_VIEW.model_copy(
-    update={"crop": 0.08, "saturation": 0.2, "blur": 1.0}
-)
+BYOL_VIEW = MOCO_V2_VIEW.model_copy(update={"crop": 0.08, "saturation": 0.2, "blur": 1.0})
 BYOL_SECOND_VIEW = BYOL_VIEW.model_copy(update={"blur": 0.1, "solarize": 0.2})
 VICREG_VIEW = BYOL_VIEW.model_copy(update={"blur": 0.5, "solarize": 0.1})
 MOCO_V3_VIEW = BYOL_VIEW.model_copy(update={"crop": 0.2})
 MOCO_V3_SECOND_VIEW = BYOL_SECOND_VIEW.model_copy(update={"crop": 0.2})
+COMPLETED = ("optimizer", "schedule", "augmentation", "second_augmentation", "batch_norm")
 WARM_COSINE = Schedule(name="cosine", warmup=0.1)
 
 
@@ -43,7 +43,25 @@ keys of its own image among the negatives too often, and the more so the more is
 
 
 class SelfSupervised(Training):
-    """What all objectives on two views of an image have in common; they read no label."""
+    """What all objectives on two views of an image have in common; they read no label.
+
+    What a study leaves out of `optimizer`, `schedule`, `augmentation`, `second_augmentation` and
+    `batch_norm` is the objective's own default.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_own_defaults(cls, data: Any) -> Any:
+        """Complete records that are written in part by what this objective has there."""
+        if not isinstance(data, dict):
+            return data
+        own = {name: cls.model_fields[name].default for name in COMPLETED}
+        completed = {
+            name: {**default.model_dump(), **data[name]}
+            for name, default in own.items()
+            if isinstance(default, Spec) and isinstance(data.get(name), dict)
+        }
+        return {**data, **completed}
 
     schedule: Schedule = WARM_COSINE
     """Learning rate over the budget."""
@@ -81,14 +99,15 @@ class MoCoV2(SelfSupervised):
     temperature: Positive = 0.2
     """Divides the cosine similarities."""
     symmetric: bool = False
-    """Let either view be query and key: twice the cost, and better than twice the epochs."""
+    """Let either view be query and key, at twice the cost of a step."""
 
 
 class MoCoV3(SelfSupervised):
     """Momentum contrast without a queue (Chen et al. 2021); defaults are those for a ResNet.
 
-    A vision transformer takes AdamW at lr 1.5e-4 per 256 examples, weight_decay 0.1, temperature
-    0.2.
+    Keys are shuffled between batch-norm groups, where the paper has one group. A vision transformer
+    takes AdamW at lr 1.5e-4 per 256 examples, weight_decay 0.1, temperature 0.2; its positions are
+    learned, the paper's are fixed.
     """
 
     objective: Literal["moco_v3"] = "moco_v3"
@@ -115,13 +134,19 @@ class MoCoV3(SelfSupervised):
 
 
 class SimCLR(SelfSupervised):
-    """Contrast each view with all others of the batch (Chen et al. 2020)."""
+    """Contrast each view with all others of the batch (Chen et al. 2020).
+
+    Batch norm tells which group a view is from, and so which negatives cannot be its partner; the
+    paper's statistics are those of the whole batch. Large groups come near that.
+    """
 
     objective: Literal["simclr"] = "simclr"
     budget: Budget = Budget(epochs=100)
     """How long to train."""
     batch_size: Count = 4096
     """Examples per optimizer step, over all workers."""
+    batch_norm: BatchNorm = BatchNorm(group_size=512)
+    """Groups over which batch statistics are computed."""
     optimizer: Optimizer = Optimizer(name="lars", lr=4.8, weight_decay=1e-6, decay_norms=False)
     """Update rule."""
     augmentation: Augmentation = SIMCLR_VIEW
@@ -131,7 +156,10 @@ class SimCLR(SelfSupervised):
 
 
 class SimSiam(SelfSupervised):
-    """Predict one view's embedding from the other's, without negatives (Chen and He 2021)."""
+    """Predict one view's embedding from the other's, without negatives (Chen and He 2021).
+
+    The predictor's learning rate falls with that of the others; the paper keeps it constant.
+    """
 
     objective: Literal["simsiam"] = "simsiam"
     budget: Budget = Budget(epochs=100)

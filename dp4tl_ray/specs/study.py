@@ -7,7 +7,7 @@ from pydantic_core import PydanticCustomError
 
 from dp4tl_ray.specs.base import Axis, Count, Natural, Spec, Whole
 from dp4tl_ray.specs.data import ImageFolder, Source, Target, channels
-from dp4tl_ray.specs.method import AnyMethod, Method, contradiction, demands
+from dp4tl_ray.specs.method import AnyMethod, Method, contradiction, demands, within
 from dp4tl_ray.specs.network import problem
 from dp4tl_ray.specs.pretraining import (
     AnyTrained,
@@ -18,6 +18,7 @@ from dp4tl_ray.specs.pretraining import (
     Trained,
     Untrained,
     lacks,
+    misfit,
 )
 from dp4tl_ray.specs.self_supervised import MoCoV2, SelfSupervised
 from dp4tl_ray.specs.training import Training
@@ -26,6 +27,8 @@ from dp4tl_ray.specs.unit_methods import Counterfactual
 
 PruningRatio = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31), Whole]
+LEAST = 2
+"""Examples that a statistic over a batch, or a comparison within one, takes."""
 SEARCH_SEEDS = 3
 """Fewest seeds that a verdict on a loss takes."""
 
@@ -177,8 +180,12 @@ class Study(Spec):
         if self.search == "lossless":
             self._can_be_searched()
         self._can_train("surrogate", self.surrogate)
-        for surrogate in self.surrogates.values():
-            self._can_train("surrogates", surrogate)
+        for name, surrogate in self.surrogates.items():
+            try:
+                self._can_train("surrogates", surrogate)
+            except PydanticCustomError as error:
+                message = f"{name}: {error.message()}"
+                raise _rule((error.context or {})["field"], message) from None
         for n, recipe in enumerate(self.pretraining, start=1):
             if isinstance(recipe, Training | Pretrained):
                 self._can_train("pretraining", recipe, n)
@@ -186,19 +193,21 @@ class Study(Spec):
 
     def surrogate_of(self, method: AnyMethod) -> AnyTrained | Pretrained:
         """Return the model that a method scores by."""
-        return self.surrogates[method.surrogate] if method.surrogate else self.surrogate
+        name = method.surrogate
+        return self.surrogate if name is None else self.surrogates[name]
 
     def _can_score(self, method: AnyMethod, n: int) -> None:
         """Refuse a method whose surrogate cannot give what it is computed from."""
-        if method.surrogate and method.surrogate not in self.surrogates:
+        if method.surrogate is not None and method.surrogate not in self.surrogates:
             known = ", ".join(sorted(self.surrogates)) or "none; name one under surrogates"
             raise _rule(
                 "methods",
                 f"{method.method}: surrogate {method.surrogate!r} is not known; allowed: {known}",
                 n,
             )
-        if missing := lacks(self.surrogate_of(method), demands(method)):
-            raise _rule("methods", f"{method.method}: {missing}", n)
+        for one in (method, within(method)):
+            if one is not None and (missing := lacks(self.surrogate_of(method), demands(one))):
+                raise _rule("methods", f"{one.method}: {missing}", n)
 
     def _can_be_searched(self) -> None:
         """Refuse a search that cannot come to a verdict."""
@@ -223,6 +232,8 @@ class Study(Spec):
         if wrong := problem(recipe.network, self.source.image_size):
             raise _rule(field, wrong, n)
         if isinstance(recipe, Pretrained):
+            if wrong := misfit(recipe):
+                raise _rule(field, wrong, n)
             return
         seen = recipe.budget.examples_seen
         if seen is not None and seen < recipe.batch_size:
@@ -257,6 +268,8 @@ class Study(Spec):
     def _can_compare(self, field: str, recipe: SelfSupervised, n: int | None) -> None:
         """Refuse what an objective on whole batches cannot do."""
         size, group = recipe.batch_size, recipe.batch_norm.group_size
+        if min(size, group) < LEAST:
+            raise _rule(field, f"batch_size and batch_norm.group_size must be at least {LEAST}", n)
         if self.runtime.microbatch:
             raise _rule(
                 "runtime",

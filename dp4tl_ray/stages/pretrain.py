@@ -4,7 +4,6 @@ import numpy as np
 
 from dp4tl_ray.specs.network import BatchNorm
 from dp4tl_ray.specs.pretraining import Pretrained, Supervised
-from dp4tl_ray.specs.self_supervised import QUEUE_SHARE, MoCoV2
 from dp4tl_ray.specs.steps import PretrainStep
 from dp4tl_ray.stages.bench import Job, Metrics, StageError, images_of, num_classes, save_network
 from dp4tl_ray.stages.prune import load_kept
@@ -21,19 +20,9 @@ def run_pretrain(spec: PretrainStep, job: Job) -> Metrics:
             save_network(job, model)
         return {"optimizer_steps": 0, "examples_seen": 0}
     if isinstance(recipe, Pretrained):
-        return read_weights(recipe, job)
+        return read_weights(recipe, spec.fingerprint, job)
     kept = load_kept(job.inputs.get("prune"), len(images_of(job.inputs["source"])))
     labels, outputs = _labels(recipe, job, kept) if isinstance(recipe, Supervised) else (None, 0)
-    if len(kept) < recipe.batch_size:
-        raise StageError(
-            f"{len(kept)} examples are kept, fewer than one batch of "
-            f"{recipe.batch_size}; prune less or lower pretraining.batch_size"
-        )
-    if isinstance(recipe, MoCoV2) and recipe.queue_size * QUEUE_SHARE > len(kept):
-        raise StageError(
-            f"queue_size {recipe.queue_size} is more than a quarter of the {len(kept)} examples "
-            f"that are kept; at most {len(kept) // QUEUE_SHARE}"
-        )
     model, metrics = train(recipe, job, kept, labels, outputs, spec.seed)
     if job.writes:
         save_network(job, model)

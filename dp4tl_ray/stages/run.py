@@ -1,9 +1,10 @@
 """Run one planned step: lease, inputs, stage, manifest. The same for every runner."""
 
+import contextlib
 import platform
 import time
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import assert_never
 
 import torch
@@ -33,7 +34,7 @@ from dp4tl_ray.stages.surrogate import run_surrogate
 from dp4tl_ray.store import Store, StoreError
 from dp4tl_ray.training.worker import Worker
 
-VERSIONS = ("torch", "torchvision", "numpy", "dp4tl_ray")
+VERSIONS = ("torch", "torchvision", "timm", "numpy", "dp4tl_ray")
 
 
 def run_stage(spec: StepSpec, job: Job) -> Metrics:
@@ -98,13 +99,22 @@ def compute(
             "device": device_name(worker.device),
             "num_workers": worker.world_size,
             "metrics": metrics,
-            "versions": {"python": platform.python_version()} | {n: version(n) for n in VERSIONS},
+            "versions": versions(),
             "resumed": before > 0,
         }
         assert lease is not None
         store.finish(step, bench, lease, facts)
     else:
         bench.leave()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what could change a result, as far as it is installed."""
+    found = {"python": platform.python_version()}
+    for name in VERSIONS:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def device_name(device: torch.device) -> str:

@@ -13,7 +13,7 @@ def run_surrogate(spec: SurrogateStep, job: Job) -> Metrics:
     """Train on every source example, and write the weights."""
     source, recipe = job.inputs["source"], spec.surrogate
     if isinstance(recipe, Pretrained):
-        return read_weights(recipe, job)
+        return read_weights(recipe, spec.fingerprint, job)
     rows, labels, outputs = np.arange(len(images_of(source))), None, 0
     recorder = None
     if isinstance(recipe, Supervised):

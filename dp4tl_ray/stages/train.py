@@ -1,12 +1,14 @@
 """What surrogate and pretraining have in common: a recipe, rows of the source, a network."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 
 from dp4tl_ray.algorithms.collapse import collapse_alarm
 from dp4tl_ray.specs.network import AnyNetwork
 from dp4tl_ray.specs.pretraining import AnyTrained, Pretrained
-from dp4tl_ray.specs.self_supervised import SelfSupervised
+from dp4tl_ray.specs.self_supervised import QUEUE_SHARE, MoCoV2, SelfSupervised, SimSiam
 from dp4tl_ray.stages.bench import (
     Job,
     Metrics,
@@ -65,6 +67,7 @@ def train(
         seed: Of weights, order and augmentation.
         recorder: Sees every example as it is learned.
     """
+    _check_size(recipe, len(rows))
     group_size = recipe.batch_norm.group_size
     model = initialised(recipe.network, job, outputs=outputs, group_size=group_size, seed=seed)
     images = images_of(job.inputs["source"])
@@ -73,13 +76,40 @@ def train(
     summary = fit(model, examples, recipe, seed, job.worker, checkpoint, recorder)
     metrics = summary.metrics()
     if isinstance(recipe, SelfSupervised):
-        width = min(recipe.dim, model.num_features)
-        metrics["alarm"] = collapse_alarm(**summary.facts, width=width)
+        metrics["alarm"] = _collapse_alarm(recipe, model, summary.facts)
     return model, metrics
 
 
-def read_weights(spec: Pretrained, job: Job) -> Metrics:
-    """Write a network with weights from elsewhere; return where they are from."""
+def _collapse_alarm(recipe: SelfSupervised, model: Classifier, facts: Mapping[str, float]) -> str:
+    """Say whether embeddings fill less of the space than they could."""
+    limits = [recipe.dim, model.num_features, int(facts["num_embeddings"]) - 1]
+    if isinstance(recipe, SimSiam):
+        limits.append(recipe.bottleneck)
+    return collapse_alarm(facts["embedding_spread"], facts["embedding_rank"], min(limits))
+
+
+def _check_size(recipe: AnyTrained, kept: int) -> None:
+    """Refuse to train on fewer examples than a batch, or on too few for a queue."""
+    if kept < recipe.batch_size:
+        raise StageError(
+            f"{kept} examples are kept, fewer than one batch of {recipe.batch_size}; prune less "
+            "or lower pretraining.batch_size"
+        )
+    if isinstance(recipe, MoCoV2) and recipe.queue_size * QUEUE_SHARE > kept:
+        raise StageError(
+            f"queue_size {recipe.queue_size} is more than a quarter of the {kept} examples that "
+            f"are kept; at most {kept // QUEUE_SHARE}"
+        )
+
+
+def read_weights(spec: Pretrained, fingerprint: str, job: Job) -> Metrics:
+    """Write a network with weights from elsewhere; return where they are from.
+
+    Args:
+        spec: Where they are.
+        fingerprint: Checksum of their file when the study was planned; empty for what is no file.
+        job: Gives the source.
+    """
     source = job.inputs["source"]
     try:
         model, facts = load_pretrained(
@@ -91,6 +121,8 @@ def read_weights(spec: Pretrained, job: Job) -> Metrics:
         )
     except PretrainedError as error:
         raise StageError(str(error)) from error
+    if fingerprint and facts["weights_sha256"] != fingerprint:
+        raise StageError(f"weights {spec.weights} are not those that the study was planned with")
     if job.writes:
         save_network(job, model)
     return {"optimizer_steps": 0, "examples_seen": 0, **facts}

@@ -8,6 +8,7 @@ from dp4tl_ray.specs.data import GlyphsAndTextures, ImageFolder
 from dp4tl_ray.specs.load import NAMES, StudyError, load_study
 from dp4tl_ray.specs.pretraining import Supervised
 from dp4tl_ray.specs.schema import json_schema
+from dp4tl_ray.specs.self_supervised import SimCLR
 from dp4tl_ray.specs.training import Budget
 from dp4tl_ray.specs.unit_methods import LabelMapping
 
@@ -114,12 +115,26 @@ MISTAKES = [
      ["must be a name or a record, got 3; allowed: byol, moco_v2"], "3"),
     ("objective: supervised, budget: {epochs: 3}}", "objective: moco_v1}", "3:24",
      "surrogate.objective", ["'moco_v1' is not known; did you mean 'moco_v"], "moco_v1"),
-    ("objective: supervised, budget: {epochs: 3}}", "objective: simclr}", "5:28", "methods[1]",
+    ("objective: supervised, budget: {epochs: 3}}", "objective: simclr}", "5:27", "methods[1]",
      ["label_mapping: reads the source's labels through the surrogate, and simclr learns none",
       "feature_mapping"], "label_mapping"),
     ("objective: supervised, budget: {epochs: 3}}",
-     "objective: pretrained, network: resnet18, weights: w.pt}", "5:28", "methods[1]",
+     "objective: pretrained, network: resnet18, weights: w.pt}", "5:27", "methods[1]",
      ["gives with outputs: source"], "label_mapping"),
+    (", label_mapping]", ", {method: random_examples, surrogate: big}]", "5:27", "methods[1]",
+     ["random_examples: scores without a surrogate: leave surrogate out"],
+     "{method: random_examples, surrogate: big}"),
+    ("objective: supervised, budget: {epochs: 3}}",
+     "objective: pretrained, network: resnet9, weights: torchvision:V1, outputs: source}",
+     "3:12", "surrogate", ["are of torchvision's own networks, such as resnet18"],
+     "{objective: pretrained, network: resnet9, weights: torchvision:V1, outputs: source}"),
+    ("objective: supervised, budget: {epochs: 3}}",
+     "objective: pretrained, network: {arch: timm, name: a}, weights: timm, outputs: source}",
+     "3:12", "surrogate", ["whose name says which, such as resnet18.a1_in1k"],
+     "{objective: pretrained, network: {arch: timm, name: a}, weights: timm, outputs: source}"),
+    ("seeds: [0, 1]", "surrogates: {a: {objective: simsiam, batch_norm: {group_size: 1}}}",
+     "10:13", "surrogates", ["a: batch_size and batch_norm.group_size must be at least 2"],
+     "{a: {objective: simsiam, batch_norm: {group_size: 1}}}"),
     (", label_mapping]", ", {method: el2n, surrogate: big}]", "5:27", "methods[1]",
      ["el2n: surrogate 'big' is not known; allowed: none; name one under surrogates"],
      "{method: el2n, surrogate: big}"),
@@ -134,8 +149,8 @@ MISTAKES = [
      "objective: simclr\n  augmentation: {blur_sigma: [2, 1]}\n",
      "9:30", "pretraining[0].augmentation.blur_sigma", ["the smaller number comes first"],
      "[2, 1]"),
-    ("seeds: [0, 1]", "runtime: {microbatch: 64}\nsurrogates: {s: simclr}", "10:10", "runtime",
-     ["microbatch does not go with surrogates, which compares the whole batch"],
+    ("seeds: [0, 1]", "runtime: {microbatch: 64}\nsurrogates: {s: byol}", "10:10", "runtime",
+     ["s: microbatch does not go with surrogates, which compares the whole batch"],
      "{microbatch: 64}"),
     ("{objective: supervised, budget: {epochs: 3}}",
      "{objective: supervised, batch_size: 100}", "3:12", "surrogate",
@@ -403,3 +418,26 @@ def test_every_field_that_may_hold_a_bare_name_can_be_expanded() -> None:
 def alternatives(schema: dict[str, Any]) -> list[dict[str, Any]]:
     """What a value may be, through all nested choices."""
     return [schema, *(a for part in schema.get("anyOf", []) for a in alternatives(part))]
+
+
+def test_what_is_left_out_of_a_record_is_the_objectives_own_default(write: Write) -> None:
+    text = changed(
+        "objective: supervised\n  budget: {epochs: 3}\n",
+        "objective: simclr\n  optimizer: {lr: 1.2}\n  schedule: {warmup: 0.2}\n"
+        "  augmentation: {blur: 0}\n",
+    )
+    [recipe] = load_study(write(text)).networks
+    assert isinstance(recipe, SimCLR)
+    default = SimCLR()
+    assert recipe.optimizer == default.optimizer.model_copy(update={"lr": 1.2})
+    assert recipe.schedule == default.schedule.model_copy(update={"warmup": 0.2})
+    assert recipe.augmentation == default.augmentation.model_copy(update={"blur": 0})
+
+
+def test_a_mistake_in_a_completed_record_is_still_named(write: Write) -> None:
+    text = changed(
+        "objective: supervised\n  budget: {epochs: 3}\n",
+        "objective: simclr\n  augmentation: {blurr: 0}\n",
+    )
+    [line, *_] = refusal(write(text))
+    assert line.startswith("s.yaml:9:18: pretraining[0].augmentation.blurr: unknown field")

@@ -17,6 +17,7 @@ from dp4tl_ray.data.embedded import glyphs_and_textures, held_out_textures
 from dp4tl_ray.data.images import LabeledImages
 from dp4tl_ray.specs.network import SmallResNet, SmallVisionTransformer
 from dp4tl_ray.specs.self_supervised import AnySelfSupervised, MoCoV2
+from dp4tl_ray.specs.training import Augmentation
 from dp4tl_ray.training.augment import augment, draw_changes
 from dp4tl_ray.training.checkpoint import Checkpoint
 from dp4tl_ray.training.examples import Examples, batches, floats
@@ -35,18 +36,19 @@ from tests.training.test_fit import equal, weights
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "moco_v2": {"queue_size": 28, "momentum": 0.9},
     "moco_v2 symmetric": {"queue_size": 44, "momentum": 0.9, "symmetric": True},
-    "moco_v3": {"hidden": 12, "momentum": 0.5},
+    "moco_v3": {"hidden": 12, "momentum": 0.5, "optimizer": {"name": "lars", "lr": 1.0}},
     "simclr": {},
     "simsiam": {"hidden": 12, "bottleneck": 4},
     "byol": {"hidden": 12, "momentum": 0.5},
     "vicreg": {"hidden": 12, "optimizer": {"lr": 0.005}},
 }
+NO_CHANGES = Augmentation().model_dump()
 EACH = pytest.mark.parametrize("name", OBJECTIVES)
 
 
 def recipe(name: str, **changes: Any) -> AnySelfSupervised:
     """A small recipe of one of OBJECTIVES."""
-    view = {"shift": 1, "flip": True, "crop": 0.7, "contrast": 0.4}
+    view = {**NO_CHANGES, "shift": 1, "flip": True, "crop": 0.7, "contrast": 0.4}
     spec = {
         "objective": name.split()[0],
         "budget": {"epochs": 4},
@@ -268,8 +270,8 @@ def test_every_example_meets_other_views_in_every_epoch_and_the_same_in_a_rerun(
     assert not torch.equal(view(0), view(8))
 
 
-def learned(source: LabeledImages, momentum: float) -> tuple[Classifier, dict[str, float]]:
-    view = {"crop": 0.5, "contrast": 0.4, "brightness": 0.4}
+def learned(source: LabeledImages, momentum: float) -> tuple[Classifier, str]:
+    view = {**NO_CHANGES, "crop": 0.5, "contrast": 0.4, "brightness": 0.4}
     spec = {
         "objective": "moco_v2",
         "budget": {"epochs": 5},
@@ -286,7 +288,8 @@ def learned(source: LabeledImages, momentum: float) -> tuple[Classifier, dict[st
     }
     recipe = TypeAdapter[AnySelfSupervised](AnySelfSupervised).validate_python(spec)
     model, rows = of_world(source), np.arange(len(source.images))
-    return model, fit(model, Examples(source.images, rows), recipe, 0, Worker()).facts
+    facts = fit(model, Examples(source.images, rows), recipe, 0, Worker()).facts
+    return model, collapse_alarm(facts["embedding_spread"], facts["embedding_rank"], width=32)
 
 
 def of_world(source: LabeledImages) -> Classifier:
@@ -313,8 +316,14 @@ def neighbours_agree(model: Classifier, target: LabeledImages) -> float:
 def test_moco_learns_without_labels_and_collapses_without_momentum() -> None:
     source, target = glyphs_and_textures(16, 20, seed=0), held_out_textures(16, seed=0)
     untrained = neighbours_agree(of_world(source), target)
-    (model, alive), (collapsed, dead) = learned(source, 0.95), learned(source, 0.0)
+    (model, alarm), (collapsed, collapse) = learned(source, 0.95), learned(source, 0.0)
     assert neighbours_agree(model, target) > 1.5 * untrained
     assert neighbours_agree(collapsed, target) < 1.2 * untrained
-    assert collapse_alarm(**alive, width=32) == ""
-    assert collapse_alarm(**dead, width=32).startswith("collapsed")
+    assert alarm == ""
+    assert collapse.startswith("collapsed")
+
+
+def test_a_training_of_which_no_batch_begins_in_the_last_epoch_ends_well() -> None:
+    spec = recipe("simclr", batch_size=4, budget={"epochs": 2})
+    summary = fit(network(), examples(5), spec, 0, Worker())
+    assert summary.optimizer_steps == 2 and summary.facts["num_embeddings"] == 4

@@ -55,7 +55,7 @@ class Objective(ABC, Generic[Batch]):
         """
 
     def facts(self) -> dict[str, float]:
-        """Say what a manifest should keep of this training, once it is over; of rank 0."""
+        """Say what a manifest should keep of this training, once it is over."""
         return {}
 
 

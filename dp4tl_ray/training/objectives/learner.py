@@ -14,6 +14,8 @@ from dp4tl_ray.training.networks import Classifier
 
 Embeddings = tuple[Tensor, ...]
 """One (n, D) tensor per view that is embedded."""
+Wanted = tuple[bool, bool]
+"""Whether the first view is looked at, and the second."""
 
 
 class Learner(nn.Module, ABC):
@@ -21,6 +23,8 @@ class Learner(nn.Module, ABC):
 
     shuffles = False
     """Whether keys are embedded in another order, and so in other batch-norm groups."""
+    query_views: Wanted = (True, True)
+    key_views: Wanted = (True, True)
 
     def __init__(self, network: Classifier) -> None:
         super().__init__()
@@ -109,7 +113,8 @@ def mlp(
     Args:
         widths: Of input, hidden layers and output.
         group_size: Examples per batch-norm group.
-        norms: `none`; `hidden`, batch norm after every hidden layer; `all`, after the output too.
+        norms: `none`; `hidden`, batch norm after every hidden layer; `all`, after the output too,
+            there without weight and bias.
         biases: Whether layers that no norm follows have biases.
     """
     layers: list[nn.Module] = []
@@ -118,7 +123,7 @@ def mlp(
         normed = norms == "all" or (norms == "hidden" and n < last)
         layers.append(nn.Linear(width_in, width, bias=biases and not normed))
         if normed:
-            layers.append(GroupedBatchNorm1d(width, group_size=group_size))
+            layers.append(GroupedBatchNorm1d(width, group_size=group_size, affine=n < last))
         if n < last:
             layers.append(nn.ReLU())
     return nn.Sequential(*layers)

@@ -23,6 +23,8 @@ class MoCoV2Learner(Learner):
     def __init__(self, network: Classifier, recipe: MoCoV2) -> None:
         super().__init__(network)
         self.recipe = recipe
+        if not recipe.symmetric:
+            self.query_views, self.key_views = (True, False), (False, True)
         features, group_size = network.num_features, recipe.batch_norm.group_size
         self.projector = mlp([features, recipe.hidden or features, recipe.dim], group_size)
         self.follower = Follower(network, self.projector, lambda progress: recipe.momentum)

@@ -15,6 +15,8 @@ from dp4tl_ray.training.objectives.predicting import PredictingLearner
 class MoCoV3Learner(PredictingLearner):
     """Each view's prediction is told from the others by the follower's key of the other view."""
 
+    shuffles = True
+
     def __init__(self, network: Classifier, recipe: MoCoV3) -> None:
         group_size, hidden = recipe.batch_norm.group_size, recipe.hidden or network.num_features
         patches = patch_embedding(network)

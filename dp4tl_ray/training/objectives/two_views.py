@@ -8,7 +8,6 @@ nothing but the order of float additions. No label is read.
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import cast
 
 import numpy as np
@@ -22,7 +21,7 @@ from dp4tl_ray.training.augment import Changes, augment, draw_changes
 from dp4tl_ray.training.examples import Examples, floats
 from dp4tl_ray.training.networks import Classifier
 from dp4tl_ray.training.objectives.base import Objective, pinned
-from dp4tl_ray.training.objectives.learner import Embeddings, Learner
+from dp4tl_ray.training.objectives.learner import Embeddings, Learner, Wanted
 from dp4tl_ray.training.objectives.learners import build_learner
 from dp4tl_ray.training.parallel import Parallel, is_sharded
 from dp4tl_ray.training.passes import GradientSum, Pass, cut_passes
@@ -82,7 +81,8 @@ class TwoViewObjective(Objective[_Batch]):
         # a training is continued from the end of an epoch, so that this never crosses one
         steps_per_epoch = len(examples) / recipe.batch_size
         last_epoch = math.ceil((math.ceil(total / steps_per_epoch) - 1) * steps_per_epoch)
-        self.look_from = max(last_epoch, total - math.ceil(LOOKED_AT / recipe.batch_size))
+        enough = math.ceil(LOOKED_AT / recipe.batch_size)
+        self.look_from = max(min(last_epoch, total - 1), total - enough)
         self.looked_at = list[Tensor]()
 
     def gather(self, step: int, positions: npt.NDArray[np.int64]) -> _Batch:
@@ -116,8 +116,11 @@ class TwoViewObjective(Objective[_Batch]):
         """Leave the gradient of the batch's loss in the parameters."""
         learner = cast(Learner, parallel.model)
         learner.advance(step, self.total)
-        views = [self._two_views(share.queries) for share in batch.shares]
-        keyed = self._key_views(batch, views)
+        wanted, of_keys = learner.query_views, learner.key_views
+        if self.worker.world_size == 1:  # whose keys are of the same views
+            wanted = (wanted[0] or of_keys[0], wanted[1] or of_keys[1])
+        views = [self._two_views(share.queries, wanted) for share in batch.shares]
+        keyed = self._key_views(batch, views, of_keys)
         embedded = [
             self._embed(parallel, share.one, *two, *key_two)
             for share, two, key_two in zip(batch.shares, views, keyed, strict=True)
@@ -146,6 +149,7 @@ class TwoViewObjective(Objective[_Batch]):
         """Measure how much of their space the last embeddings fill."""
         embeddings = torch.cat(self.looked_at)
         return {
+            "num_embeddings": len(embeddings),
             "embedding_spread": embedding_spread(embeddings),
             "embedding_rank": effective_rank(embeddings),
         }
@@ -159,21 +163,24 @@ class TwoViewObjective(Objective[_Batch]):
         return outputs
 
     def _key_views(
-        self, batch: _Batch, views: list[tuple[Tensor, Tensor]]
+        self, batch: _Batch, views: list[tuple[Tensor, Tensor]], wanted: Wanted
     ) -> list[tuple[Tensor, Tensor]]:
         """Give the views of which each share embeds keys; made anew only where they are others."""
         if not self.shuffles:
             return views
         if self.worker.world_size > 1:
-            return [self._two_views(share.keys) for share in batch.shares if share.keys]
+            return [self._two_views(share.keys, wanted) for share in batch.shares if share.keys]
         first, second = (torch.cat(all_of_them) for all_of_them in zip(*views, strict=True))
         rows = [batch.key_rows[share.one.rows] for share in batch.shares]
         return [(first[here], second[here]) for here in rows]
 
-    def _two_views(self, images: _Images) -> tuple[Tensor, Tensor]:
+    def _two_views(self, images: _Images, wanted: Wanted = (True, True)) -> tuple[Tensor, Tensor]:
+        """Make two views; one that is not wanted, and not looked at, is the image itself."""
         pixels = floats(images.images_NHWC.to(self.worker.device, non_blocking=True))
-        view = partial(augment, pixels)
-        first, second = map(view, self.views, images.changes)
+        first, second = (
+            augment(pixels, view, changes) if asked else pixels
+            for view, changes, asked in zip(self.views, images.changes, wanted, strict=True)
+        )
         return first, second
 
     def _whole(self, shares: list[tuple[Tensor, ...]], rows: list[slice]) -> list[Tensor]:
