@@ -20,7 +20,11 @@ def test_the_file_tree_lists_exactly_the_files_that_exist() -> None:
                 listed.add(folder + name if match and match.group(1) else name)
     package = Path("dp4tl_ray")
     files = {p.relative_to(package) for p in package.rglob("*.py") if p.name != "__init__.py"}
-    # a folder within a folder stands for its files
+    # a folder of which no file is listed stands for all of them, and so does one within a folder
+    alone = {name for name in listed if name.endswith("/")} - {
+        f"{name.split('/')[0]}/" for name in listed if not name.endswith("/")
+    }
+    files = {p for p in files if f"{p.parts[0]}/" not in alone or len(p.parts) == 1}
     exist = {p.as_posix() if len(p.parts) < 3 else f"{p.parent.as_posix()}/" for p in files}
     exist |= {p.name + "/" for p in package.iterdir() if p.is_dir() and p.name != "__pycache__"}
     assert listed == exist
