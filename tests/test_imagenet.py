@@ -158,8 +158,8 @@ def test_the_cost_in_a_files_head_is_that_of_its_plan(
         assert isinstance(dataset, ImageFolder)
         assert line.startswith(f"{tmp_path / dataset.path} is not here")
     assert printed["absent"] == absent
-    unchecked = [line for line in absent if "queue_size: 32768 is not checked" in line]
-    assert len(unchecked) == len(absent) - len(datasets) == 2 * name.endswith("moco")
+    unchecked = [line for line in absent if ".queue_size: " in line and "not checked" in line]
+    assert len(unchecked) == len(absent) - len(datasets) == 3 * name.endswith("moco")
     assert len(printed["steps"]) == len(plan.steps)
     assert not any(step["done"] for step in printed["steps"])
 

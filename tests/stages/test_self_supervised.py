@@ -128,7 +128,7 @@ def test_a_queue_longer_than_a_quarter_of_what_is_kept_is_refused_before_any_wor
     with pytest.raises(StudyError) as refused:
         plan_study(study)
     assert "pretraining[0].queue_size: 18 is more than a quarter" in str(refused.value)
-    assert "(0.9 of 144 leaves 14); at most 3" in str(refused.value)
+    assert "(pruning_ratio 0.9 of 144 leaves 14); at most 3" in str(refused.value)
 
 
 def test_a_collapse_is_said_in_results_report_and_manifest(
