@@ -156,21 +156,7 @@ class Study(Spec):
             raise _rule("transfers", "raw_pixels has no weights: add linear_probe or knn")
         if isinstance(self.source, ImageFolder) and self.source.shots is not None:
             raise _rule("source", "shots are drawn from targets; a source is pruned instead")
-        for n, target in enumerate(self.targets, start=1):
-            if target.image_size != self.source.image_size:
-                raise _rule(
-                    "targets",
-                    f"{target.dataset} has image_size {target.image_size}, "
-                    f"the source {self.source.image_size}: they must agree",
-                    n,
-                )
-            if channels(target) != channels(self.source):
-                raise _rule(
-                    "targets",
-                    f"{target.dataset} has {channels(target)} channel(s), "
-                    f"the source {channels(self.source)}: they must agree",
-                    n,
-                )
+        self._targets_match_source()
         for n, method in enumerate(self.methods, start=1):
             if problem := contradiction(method):
                 raise _rule("methods", f"{method.method}: {problem}", n)
@@ -190,6 +176,24 @@ class Study(Spec):
             if isinstance(recipe, Training | Pretrained):
                 self._can_train("pretraining", recipe, n)
         return self
+
+    def _targets_match_source(self) -> None:
+        """Refuse images that one network cannot take both of."""
+        for n, target in enumerate(self.targets, start=1):
+            if target.image_size != self.source.image_size:
+                raise _rule(
+                    "targets",
+                    f"{target.dataset} has image_size {target.image_size}, "
+                    f"the source {self.source.image_size}: they must agree",
+                    n,
+                )
+            if channels(target) != channels(self.source):
+                raise _rule(
+                    "targets",
+                    f"{target.dataset} has {channels(target)} channel(s), "
+                    f"the source {channels(self.source)}: they must agree",
+                    n,
+                )
 
     def surrogate_of(self, method: AnyMethod) -> AnyTrained | Pretrained:
         """Return the model that a method scores by."""
@@ -261,7 +265,6 @@ class Study(Spec):
                 f"microbatch {self.runtime.microbatch} is not a multiple of the "
                 f"batch_norm.group_size {group} of {field}",
             )
-
         if isinstance(recipe, SelfSupervised):
             self._can_compare(field, recipe, n)
 
