@@ -1,10 +1,12 @@
 """A tiny world on disk, in torchvision's ImageFolder layout: stripes and blobs, easy to learn."""
 
+import fcntl
 import signal
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -138,3 +140,25 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+# -- one Ray at a time -----------------------------------------------------------------------------
+
+_LOCK = Path(tempfile.gettempdir()) / "dp4tl_ray_tests.lock"
+_held: list[IO[str]] = []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let one process of tests start Ray at a time: two that start together can fail."""
+    if item.get_closest_marker("ray") and not _held:
+        _held.append(_LOCK.open("w"))
+        fcntl.flock(_held[0], fcntl.LOCK_EX)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Let another process have its turn when a file, and what its fixtures started, has ended."""
+    yield
+    if _held and (nextitem is None or nextitem.path != item.path):
+        _held.pop().close()
