@@ -18,7 +18,7 @@ from dp4tl_ray.training.networks import build_classifier
 from dp4tl_ray.training.worker import Worker
 from tests.benchmarks.figure import Figure, figure
 
-SIDE, BATCH, STEPS, ROUNDS = 32, 128, 6, 5
+SIDE, BATCH, STEPS, ROUNDS = 32, 128, 2, 3
 COUNTED = {
     "moco_v2": 1.33,
     "moco_v2 symmetric": 2.67,
@@ -96,7 +96,7 @@ def _self_supervised(name: str, images: Any, augmentation: dict[str, Any]) -> Ca
 
 def _fit(recipe: Recipe | AnySelfSupervised, examples: Examples, num_classes: int) -> None:
     model = build_classifier(
-        SmallResNet(width=32, stem_stride=1),
+        SmallResNet(width=16, stem_stride=1),
         num_classes=num_classes,
         image_size=SIDE,
         statistics=np.array([[0.5] * 3, [0.25] * 3], np.float32),
