@@ -97,7 +97,7 @@ def check_networks(study: Study) -> None:
     recipes = (study.surrogate, *study.surrogates.values(), *study.pretraining, *own)
     networks = [recipe.network for recipe in recipes if isinstance(recipe, Training | Pretrained)]
     if any(isinstance(n, TimmNetwork) for n in networks) and find_spec("timm") is None:
-        raise StudyError("arch: timm needs the package timm: pip install 'dp4tl_ray[timm]'")
+        raise StudyError("network.arch: timm needs the package timm: pip install 'dp4tl_ray[timm]'")
 
 
 def check_queues(study: Study, absent: list[str] | None = None) -> None:

@@ -219,3 +219,12 @@ def test_relative_paths_start_at_the_data_root() -> None:
 
     assert paths("") == ["source", "/target"]
     assert paths("/data") == ["/data/source", "/target"]
+
+
+def test_another_surrogates_method_retrains_no_surrogate() -> None:
+    def of(methods: list[Any]) -> set[str]:
+        two = {"a": "supervised", "b": {"objective": "supervised", "batch_size": 512}}
+        return set(make_plan(study(surrogates=two, methods=methods)).steps)
+
+    label_mapping = {"method": "label_mapping", "surrogate": "a"}
+    assert of([label_mapping]) < of([label_mapping, {"method": "forgetting", "surrogate": "b"}])

@@ -2,12 +2,13 @@
 
 import numpy as np
 
+from dp4tl_ray.data.draws import Rows
 from dp4tl_ray.specs.network import BatchNorm
 from dp4tl_ray.specs.pretraining import Pretrained, Supervised
 from dp4tl_ray.specs.steps import PretrainStep
 from dp4tl_ray.stages.bench import Job, Metrics, StageError, images_of, num_classes, save_network
 from dp4tl_ray.stages.prune import load_kept
-from dp4tl_ray.stages.train import Rows, initialised, read_weights, train
+from dp4tl_ray.stages.train import initialised, read_weights, train
 
 
 def run_pretrain(spec: PretrainStep, job: Job) -> Metrics:

@@ -2,10 +2,8 @@
 
 from collections.abc import Mapping
 
-import numpy as np
-import numpy.typing as npt
-
 from dp4tl_ray.algorithms.collapse import collapse_alarm
+from dp4tl_ray.data.draws import Rows
 from dp4tl_ray.specs.network import AnyNetwork
 from dp4tl_ray.specs.pretraining import AnyTrained, Pretrained
 from dp4tl_ray.specs.self_supervised import QUEUE_SHARE, MoCoV2, SelfSupervised, SimSiam
@@ -24,8 +22,6 @@ from dp4tl_ray.training.fit import fit
 from dp4tl_ray.training.networks import Classifier, build_classifier
 from dp4tl_ray.training.pretrained import PretrainedError, load_pretrained
 from dp4tl_ray.training.recorder import DynamicsRecorder
-
-Rows = npt.NDArray[np.int64]
 
 
 def initialised(
@@ -93,7 +89,7 @@ def _check_size(recipe: AnyTrained, kept: int) -> None:
     if kept < recipe.batch_size:
         raise StageError(
             f"{kept} examples are kept, fewer than one batch of {recipe.batch_size}; prune less "
-            "or lower pretraining.batch_size"
+            f"or lower the batch_size of {recipe.objective}"
         )
     if isinstance(recipe, MoCoV2) and recipe.queue_size * QUEUE_SHARE > kept:
         raise StageError(
@@ -122,7 +118,9 @@ def read_weights(spec: Pretrained, fingerprint: str, job: Job) -> Metrics:
     except PretrainedError as error:
         raise StageError(str(error)) from error
     if fingerprint and facts["weights_sha256"] != fingerprint:
-        raise StageError(f"weights {spec.weights} are not those that the study was planned with")
+        raise StageError(
+            f"weights {spec.weights} have changed since the study was planned; run it again"
+        )
     if job.writes:
         save_network(job, model)
     return {"optimizer_steps": 0, "examples_seen": 0, **facts}

@@ -13,7 +13,8 @@ from dp4tl_ray.plan import Plan
 from dp4tl_ray.specs.load import StudyError
 from dp4tl_ray.specs.study import Study
 from dp4tl_ray.store import Store, open_store
-from dp4tl_ray.sweep import Outcome, plan_study, run_study
+from dp4tl_ray.sweep import Outcome, alarms, plan_study, run_study, weights_used
+from dp4tl_ray.triage import _embedded, triage
 from tests.conftest import recipe, supervised, tiny_study
 
 Pictures = dict[str, str]
@@ -137,10 +138,12 @@ def test_a_collapse_is_said_in_results_report_and_manifest(
     # at this rate everything is pushed to where the network answers the same to all
     wild = {**SIMCLR, "optimizer": {"lr": 50.0}}
     study = without_labels(pictures, methods=["random_examples"], pretraining=[wild])
-    _, _, outcome = run(study, tmp_path)
+    plan, store, outcome = run(study, tmp_path)
     assert not outcome.errors
     full = next(r for r in outcome.results if r.pruning_ratio == 0)
     assert any("pretraining collapsed" in alarm for alarm in full.alarms)
+    told = alarms(plan, store)
+    assert told and all(line.startswith("pretrain simclr-resnet9-s0 collapsed") for line in told)
     assert "## Alarms" in (outcome.folder / "results.md").read_text()
 
 
@@ -200,6 +203,30 @@ def test_weights_from_elsewhere_score_as_the_surrogate_that_they_are(
     assert "licence" in read.manifest.metrics
     text = (outcome.folder / "results.md").read_text()
     assert "- pretrained(" in text
+    assert weights_used(plan, store) == [f"weights: {weights}; licence: not stated"]
+    seeds = {r.method: r.surrogate_seed for r in outcome.results}
+    assert seeds["label_mapping"] == 0 and seeds[same] is None  # all seeds score by these weights
+    # radii are of one feature space, whatever each method scores by
+    assert {len(by_surrogate) for by_surrogate in _embedded(plan).values()} == {1, 2}
+    radii = {row.method: row.radius[0.5] for row in triage(plan, store) if "label" in row.method}
+    assert radii["label_mapping"] is not None and radii[same] is not None
+
+
+def test_weights_that_change_between_plan_and_run_are_not_used(
+    pictures: Pictures, weights: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.safetensors"
+    save_file(load_file(weights), path)
+    elsewhere = {"objective": "pretrained", "network": recipe()["network"], "weights": str(path)}
+    study = tiny_study(pictures, methods=["random_classes"], pretraining=[supervised(), elsewhere])
+    store, plan = open_store(str(tmp_path / "store")), plan_study(study)
+    save_file({n: t + 1 for n, t in load_file(weights).items()}, path)
+    outcome = run_study(study, plan, store, local=True)
+    assert {r.objective: r.status for r in outcome.results if r.pruning_ratio == 0} == {
+        "supervised": "done",
+        "pretrained": "failed",
+    }
+    assert any("have changed since the study was planned" in e for e in outcome.errors.values())
 
 
 def test_weights_that_do_not_fit_fail_by_name_and_the_rest_goes_on(

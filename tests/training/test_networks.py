@@ -198,3 +198,17 @@ def test_what_does_not_fit_is_said_in_words() -> None:
     spec = SmallVisionTransformer(width=64)
     assert problem(spec, 32) == "num_heads 3 does not divide the width 64"
     assert problem(SmallResNet(), 17) == ""
+
+
+def test_the_small_network_has_no_strided_1x1_convolution() -> None:
+    # through which oneDNN goes backward with an overrun, see networks.EveryOther
+    model = build_classifier(
+        SmallResNet(width=4),
+        num_classes=3,
+        image_size=16,
+        statistics=np.array([[0.5], [0.25]], np.float32),
+        group_size=4,
+        seed=0,
+    )
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert {m.stride for m in convolutions if m.kernel_size == (1, 1)} == {(1, 1)}

@@ -4,6 +4,7 @@ from typing import assert_never
 
 import numpy as np
 
+from dp4tl_ray.data.draws import Rows
 from dp4tl_ray.specs.training import Augmentation
 from dp4tl_ray.specs.transfer import DP4TLAsIs, FullFinetune
 from dp4tl_ray.stages.bench import Metrics
@@ -14,7 +15,7 @@ from dp4tl_ray.stages.transfers.frozen import (
     frozen_features,
 )
 from dp4tl_ray.stages.transfers.full import Finetuning, Pair, diverged
-from dp4tl_ray.stages.transfers.task import Outcome, Rows, Task
+from dp4tl_ray.stages.transfers.task import Outcome, Task
 from dp4tl_ray.training.inference import infer
 from dp4tl_ray.training.networks import Classifier
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from dp4tl_ray.algorithms.knn_classifier import best_k, knn_predict
 from dp4tl_ray.algorithms.linear_probe import Probe, adam_probes, best_probe, solve_probe
+from dp4tl_ray.data.draws import Rows
 from dp4tl_ray.specs.transfer import KNN, LinearProbe
 from dp4tl_ray.stages.bench import Metrics, StageError
-from dp4tl_ray.stages.transfers.task import Outcome, Rows, Task
+from dp4tl_ray.stages.transfers.task import Outcome, Task
 from dp4tl_ray.training.batch_norm import GroupedBatchNorm
 from dp4tl_ray.training.examples import to_pixels
 from dp4tl_ray.training.inference import infer

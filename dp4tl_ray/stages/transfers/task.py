@@ -5,11 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dp4tl_ray.data.draws import Draw
+from dp4tl_ray.data.draws import Draw, Rows
 from dp4tl_ray.stages.bench import Job, Metrics, load_network
 from dp4tl_ray.training.networks import Classifier
-
-Rows = npt.NDArray[np.int64]
 
 Outcome = tuple[Rows, Metrics]
 """Predicted class of each test image, and what was chosen."""

@@ -58,21 +58,8 @@ class Learner(nn.Module, ABC):
         """Remember what later batches need of this one."""
 
 
-class Encoder(nn.Module):
-    """A network and the head that turns its features into embeddings."""
-
-    def __init__(self, network: Classifier, projector: nn.Module) -> None:
-        super().__init__()
-        self.network, self.projector = network, projector
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Return embeddings, (n, D)."""
-        embeddings: Tensor = self.projector(self.network.features(pixels))
-        return embeddings
-
-
-class Follower(Encoder):
-    """A moving average of an encoder's weights, without the bias towards where it began.
+class Follower(nn.Module):
+    """A moving average of a network and its head, without the bias towards where it began.
 
     With momentum m_t at step t it holds sum_t w_t x_t / sum_t w_t, where w_t is what the plain
     average x <- m_t x + (1 - m_t) x_t gives to the encoder's weights x_t; so the first step copies
@@ -82,9 +69,15 @@ class Follower(Encoder):
     def __init__(
         self, network: Classifier, projector: nn.Module, momentum: Callable[[float], float]
     ) -> None:
-        super().__init__(copy.deepcopy(network), copy.deepcopy(projector))
+        super().__init__()
+        self.network, self.projector = copy.deepcopy(network), copy.deepcopy(projector)
         self.requires_grad_(False)
         self._momentum, self._weight, self._moved = momentum, 0.0, 0
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return embeddings, (n, D)."""
+        embeddings: Tensor = self.projector(self.network.features(pixels))
+        return embeddings
 
     @torch.no_grad()
     def follow(self, encoder: Sequence[nn.Module], step: int, total: int) -> None:
