@@ -12,6 +12,7 @@ from functools import cached_property
 from itertools import product
 from typing import Literal, Protocol
 
+from dp4tl_ray.specs.adversarial import AnyAdversarial, Standard, relative_cost
 from dp4tl_ray.specs.base import digest, label
 from dp4tl_ray.specs.data import Dataset, located
 from dp4tl_ray.specs.example_methods import Clustering
@@ -50,7 +51,7 @@ from dp4tl_ray.specs.steps import (
     SurrogateStep,
 )
 from dp4tl_ray.specs.study import Study
-from dp4tl_ray.specs.training import Training
+from dp4tl_ray.specs.training import Recipe, Training
 from dp4tl_ray.specs.transfer import KNN, AnyTransfer, LinearProbe
 from dp4tl_ray.specs.unit_methods import Counterfactual, RandomClasses
 
@@ -69,6 +70,7 @@ no longer found."""
 
 Role = Literal["source", "target"]
 Record = Literal["nothing", "dynamics", "divergences"]
+STANDARD = Standard()
 HALF_OF_THE_CLASSES = RandomClasses(select=WholeUnits())
 
 
@@ -124,7 +126,7 @@ class Cell:
     pruning_ratio: float
     pretraining: AnyPretraining
     network: AnyNetwork | None
-    adversarial: str
+    adversarial: AnyAdversarial
     transfer: AnyTransfer
     seed: int
     steps: Mapping[str, str]
@@ -190,7 +192,8 @@ def _nominal_cost(steps: Mapping[str, PlannedStep], key: str) -> float:
             kept = 1.0
         case _:
             return 1e3
-    return (recipe.budget.epochs or 0) * kept * 1e4 + (recipe.budget.examples_seen or 0)
+    examples = (recipe.budget.epochs or 0) * kept * 1e4 + (recipe.budget.examples_seen or 0)
+    return examples * (relative_cost(recipe.adversarial) if isinstance(recipe, Recipe) else 1.0)
 
 
 class _Planner:
@@ -373,7 +376,7 @@ class _Planner:
         for seed in range(method.num_subsets):
             steps = {"source": source, "target": self.data(target, "target")}
             self.subset(steps, HALF_OF_THE_CLASSES, 0.5, target, seed)
-            self.pretrain(steps, recipe, recipe.network, "none", seed)
+            self.pretrain(steps, recipe, recipe.network, seed)
             self.finetune(steps, whole, method.transfer, seed)
             inputs |= {f"subset_{seed}": steps["prune"], f"transfer_{seed}": steps["finetune"]}
         return inputs
@@ -383,7 +386,6 @@ class _Planner:
         steps: dict[str, str],
         pretraining: AnyTrained | Pretrained | Untrained,
         network: AnyNetwork,
-        adversarial: str,
         seed: int,
     ) -> None:
         trained = None if isinstance(pretraining, Untrained) else pretraining
@@ -398,15 +400,13 @@ class _Planner:
                     "pretraining": trained,
                     "fingerprint": self._weights(pretraining),
                     "network": network,
-                    "adversarial": adversarial,
                     "seed": seed,
                 }
             ),
-            f"{pretraining.objective}-{network.arch}-s{seed}",
+            f"{_kind(pretraining)}-{network.arch}-s{seed}",
             "pretrain",
             id(pretraining),
             network,
-            adversarial,
             seed,
             **inputs,
         )
@@ -423,7 +423,9 @@ class _Planner:
         if "pretrain" in steps:
             inputs["pretrain"] = steps["pretrain"]
         steps["finetune"] = self.add(
-            lambda: FinetuneStep(shots=shots, transfer=transfer, seed=seed),
+            lambda: FinetuneStep(
+                shots=shots, transfer=transfer, robustness=self.study.robustness, seed=seed
+            ),
             f"{cell_target.dataset}-{transfer.transfer}-s{seed}",
             "finetune",
             shots,
@@ -433,19 +435,43 @@ class _Planner:
         )
 
 
-def _variants(study: Study) -> list[tuple[AnyPretraining, AnyNetwork | None]]:
-    """List the pretrainings with their networks; `none` stands once for each distinct network."""
+@dataclass(frozen=True)
+class _Variant:
+    """A pretraining with one of the adversarial variants."""
+
+    written: AnyPretraining
+    """As the study says."""
+    network: AnyNetwork | None
+    adversarial: AnyAdversarial = STANDARD
+    attacked: Supervised | None = None
+    """The same under the variant; null where that is what is written."""
+
+
+def _variants(study: Study) -> list[_Variant]:
+    """List the pretrainings; `none` stands once for each distinct network, and what is trained with
+    labels for each adversarial variant."""
     networks = list(dict.fromkeys(p.network for p in study.networks))
-    variants: list[tuple[AnyPretraining, AnyNetwork | None]] = []
+    variants: list[_Variant] = []
     for pretraining in study.pretraining:
         match pretraining:
             case Untrained():
-                variants += [(pretraining, network) for network in networks]
+                variants += [_Variant(pretraining, network) for network in networks]
             case RawPixels():
-                variants.append((pretraining, None))
+                variants.append(_Variant(pretraining, None))
+            case Supervised(network=network):
+                for attack in study.adversarial:
+                    attacked = pretraining.model_copy(update={"adversarial": attack})
+                    variants.append(_Variant(pretraining, network, attack, attacked))
             case _:
-                variants.append((pretraining, pretraining.network))
+                variants.append(_Variant(pretraining, pretraining.network))
     return variants
+
+
+def _kind(pretraining: AnyPretraining) -> str:
+    """Name a pretraining in a folder's name."""
+    if isinstance(pretraining, Supervised) and pretraining.adversarial != Standard():
+        return pretraining.adversarial.attack
+    return pretraining.objective
 
 
 def is_wide(step: PlannedStep) -> bool:
@@ -471,13 +497,13 @@ def make_plan(study: Study, fingerprint: Fingerprint = no_fingerprint) -> Plan:
     axes = product(
         study.seeds,
         _variants(study),
-        study.adversarial,
         study.pruning_ratios,
         study.methods,
         study.targets,
         study.transfers,
     )
-    for seed, (pretraining, network), adversarial, ratio, method, target, transfer in axes:
+    for seed, variant, ratio, method, target, transfer in axes:
+        pretraining, network = variant.written, variant.network
         if isinstance(pretraining, RawPixels) and not isinstance(transfer, LinearProbe | KNN):
             continue  # pixels have no weights to finetune; the study says so
         steps = {"source": planner.data(study.source, "source")}
@@ -486,7 +512,7 @@ def make_plan(study: Study, fingerprint: Fingerprint = no_fingerprint) -> Plan:
         if pruned:
             planner.subset(steps, method, ratio, target, seed)
         if network is not None and not isinstance(pretraining, RawPixels):
-            planner.pretrain(steps, pretraining, network, adversarial, seed)
+            planner.pretrain(steps, variant.attacked or pretraining, network, seed)
         planner.finetune(steps, target, transfer, seed)
         rests_on = frozenset[str]().union(*map(plan.closure, steps.values()))
         plan.naive.update(plan.steps[key].stage for key in rests_on)
@@ -501,7 +527,7 @@ def make_plan(study: Study, fingerprint: Fingerprint = no_fingerprint) -> Plan:
                 ratio if pruned else 0.0,
                 pretraining,
                 network,
-                adversarial,
+                variant.adversarial,
                 transfer,
                 seed,
                 steps,

@@ -10,10 +10,11 @@ import numpy.typing as npt
 
 from dp4tl_ray.atomic import write_atomically
 from dp4tl_ray.plan import Cell, Plan
+from dp4tl_ray.specs.adversarial import robust_key
 from dp4tl_ray.specs.base import label
 from dp4tl_ray.specs.method import for_one_target
 from dp4tl_ray.specs.pretraining import Pretrained
-from dp4tl_ray.specs.records import Hyperparameters, Manifest, Metrics, Result
+from dp4tl_ray.specs.records import Hyperparameters, Manifest, Metrics, Result, RobustAccuracy
 from dp4tl_ray.specs.steps import SurrogateStep
 from dp4tl_ray.specs.training import Training
 from dp4tl_ray.store import Artifact, Store
@@ -81,7 +82,7 @@ def _result(
         pruning_ratio=cell.pruning_ratio,
         objective=pretraining.objective,
         pretraining=label(pretraining),
-        adversarial=cell.adversarial,
+        adversarial=label(cell.adversarial),
         network=label(cell.network) if cell.network else "",
         budget=_budget(recipe),
         optimizer_steps=int(_metric(pretrain, "optimizer_steps")),
@@ -93,6 +94,7 @@ def _result(
         metrics=Metrics(
             accuracy=_metric(transfer, "accuracy"),
             mean_class_accuracy=_metric(transfer, "mean_class_accuracy"),
+            robust=_robust(plan, transfer),
         )
         if done
         else None,
@@ -112,6 +114,16 @@ def _result(
         pretrain_digest=cell.steps.get("pretrain", ""),
         predictions_digest=transfer.files[PREDICTIONS].sha256 if transfer else "",
         **_subset(manifests, recipe is not None),
+    )
+
+
+def _robust(plan: Plan, transfer: Manifest | None) -> tuple[RobustAccuracy, ...]:
+    """Read the accuracies under attack; none of a transfer that cannot be attacked."""
+    return tuple(
+        RobustAccuracy(norm=check.norm, eps=eps, steps=check.steps, accuracy=accuracy)
+        for check in plan.study.robustness
+        for eps in sorted(check.eps)
+        if (accuracy := _optional(transfer, robust_key(check, eps))) is not None
     )
 
 
@@ -220,7 +232,14 @@ class Predictions:
     def __call__(self, result: Result) -> npt.NDArray[np.bool_]:
         """Return whether each test example was classified correctly, (N,)."""
         artifact = self.by_digest[result.predictions_digest]
-        correct: npt.NDArray[np.bool_] = np.asarray(
-            artifact.array("test_predictions")
-        ) == np.asarray(artifact.array("test_labels"))
-        return correct
+        return _correct(artifact, artifact.array("test_predictions"))
+
+    def under_attack(self, result: Result, n: int) -> npt.NDArray[np.bool_]:
+        """Return whether each test example was so under the n-th attack, (N,)."""
+        artifact = self.by_digest[result.predictions_digest]
+        return _correct(artifact, artifact.array("attacked_predictions")[n])
+
+
+def _correct(artifact: Artifact, predicted: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    correct: npt.NDArray[np.bool_] = np.asarray(predicted) == artifact.array("test_labels")
+    return correct

@@ -220,7 +220,7 @@ def _cell_key(plan: Plan, cell: Cell) -> CellKey:
         objective=pretraining.objective,
         network=label(cell.network) if cell.network else "",
         budget=budget,
-        adversarial=cell.adversarial,
+        adversarial=label(cell.adversarial),
         transfer=label(cell.transfer),
         pretraining=label(pretraining),
     )

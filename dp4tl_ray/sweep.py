@@ -234,7 +234,8 @@ def report_study(
     write_results(results, folder / "results.jsonl")
     predictions, margin = Predictions(plan, store), study.report.margin
     confidence = CONFIDENCE if study.search == "grid" else SEARCH_CONFIDENCE
-    write_report(results, folder, margin, predictions, confidence)
+    under_attack = predictions.under_attack
+    write_report(results, folder, margin, predictions, confidence, under_attack)
     if study.search == "lossless":
         from dp4tl_ray.search import LosslessSearch, verdict_table
 

@@ -27,10 +27,14 @@ class Probe:
     weight_KD: Tensor
     bias_K: Tensor
 
+    def logits(self, features_ND: Tensor) -> Tensor:
+        """Return logits, (N, K), in float64."""
+        standard_ND = (features_ND.double() - self.mean_D) / self.scale_D
+        return F.linear(standard_ND, self.weight_KD, self.bias_K)
+
     def predict(self, features_ND: Tensor) -> Tensor:
         """Return the predicted class of each example, (N,)."""
-        standard_ND = (features_ND.double() - self.mean_D) / self.scale_D
-        return F.linear(standard_ND, self.weight_KD, self.bias_K).argmax(dim=1)
+        return self.logits(features_ND).argmax(dim=1)
 
 
 def solve_probe(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dp4tl_ray.algorithms.lossless import CONFIDENCE
 from dp4tl_ray.atomic import write_atomically
+from dp4tl_ray.report.attacked import Attacked, panels_under_attack
 from dp4tl_ray.report.curves import Predictions, build_panels
 from dp4tl_ray.report.tables import csv_table, markdown
 from dp4tl_ray.specs.records import Result
@@ -22,6 +23,7 @@ def write_report(
     margin: float,
     predictions: Predictions | None,
     confidence: float = CONFIDENCE,
+    under_attack: Attacked | None = None,
 ) -> list[Path]:
     """Write results.csv, results.md and a figure as PNG and SVG; return their paths.
 
@@ -33,13 +35,14 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     panels = build_panels(results, margin, predictions, confidence)
+    attacked = panels_under_attack(results, margin, under_attack, confidence)
     drawable = [p for p in panels if p.full or any(q.done for c in p.curves for q in c.points)]
     many = len({c.method for p in drawable for c in p.curves}) >= MANY
     name = "loss_matrix" if many else "accuracy_over_ratio"
     figure = f"{name}.png" if drawable else None
     files = {
         "results.csv": csv_table(results).encode(),
-        "results.md": markdown(results, panels, margin, figure, confidence).encode(),
+        "results.md": markdown(results, panels, margin, figure, confidence, attacked).encode(),
     }
     if drawable:
         # matplotlib takes half a second to import, and tables do without it

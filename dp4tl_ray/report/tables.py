@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from dp4tl_ray.algorithms.lossless import CONFIDENCE, MIN_SEEDS, SENSITIVE_MARGINS
 from dp4tl_ray.report.curves import (
@@ -39,7 +39,9 @@ def _leaves(record: type[Spec], prefix: str = "") -> list[str]:
     for name, field in record.model_fields.items():
         types = (field.annotation, *get_args(field.annotation))
         nested = [t for t in types if isinstance(t, type) and issubclass(t, Spec)]
-        paths += _leaves(nested[0], f"{prefix}{name}.") if nested else [f"{prefix}{name}"]
+        listed = get_origin(field.annotation) is tuple  # which is one cell
+        inner = nested[:1] if not listed else []
+        paths += _leaves(inner[0], f"{prefix}{name}.") if inner else [f"{prefix}{name}"]
     return paths
 
 
@@ -59,6 +61,7 @@ def markdown(
     margin: float,
     figure: str | None,
     confidence: float = CONFIDENCE,
+    attacked: Sequence[tuple[str, Panel]] = (),
 ) -> str:
     """Write what the results say: a section per target and setting, and what failed."""
     results = latest(results)
@@ -73,6 +76,10 @@ def markdown(
         if panel.curves:
             lines += ["", *_accuracy_table(panel, margin), *_regret_table(panel)]
             lines += ["", *_cost_table(panel)]
+        for attack, under in attacked:
+            if under.setting == panel.setting:
+                lines += ["", f"### Under {attack}", "", *_levels(under, margin), ""]
+                lines += _accuracy_table(under, margin) if under.curves else []
     alarms = [f"- {cell_name(r)}: {alarm}" for r in results for alarm in r.alarms]
     if alarms:
         lines += ["", f"## Alarms: {len(alarms)}", "", *alarms]

@@ -156,7 +156,7 @@ def axes_of(plan: Plan, name: str) -> dict[str, Any]:
         "method": label(cell.method) if cell.method else "none",
         "pruning_ratio": cell.pruning_ratio,
         "pretraining": label(cell.pretraining),
-        "adversarial": cell.adversarial,
+        "adversarial": label(cell.adversarial),
         "transfer": label(cell.transfer),
         "seed": cell.seed,
     }

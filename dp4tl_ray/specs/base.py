@@ -26,7 +26,7 @@ def did_you_mean(wrong: object, allowed: Iterable[str]) -> str:
     return f"{hint}allowed: {', '.join(names)}"
 
 
-TAGS = ("dataset", "arch", "method", "rule", "objective", "transfer")
+TAGS = ("dataset", "arch", "method", "rule", "objective", "transfer", "attack")
 """Fields that say which record of a union is meant."""
 
 
@@ -83,7 +83,7 @@ def digest(value: Any) -> str:
 
 @dataclass(frozen=True)
 class BareName:
-    """Annotation of a union: a bare name stands for the record of that name with its defaults.
+    """Annotation of a record or a union: a bare name stands for the record of that name.
 
     Only a record whose other fields all have defaults may be written as a name; the JSON Schema
     says the same.
@@ -95,11 +95,8 @@ class BareName:
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         """Put the expansion of names in front of the union."""
-        names = [
-            name
-            for record in get_args(source)
-            for name in get_args(record.model_fields[self.tag].annotation)
-        ]
+        records = get_args(source) or (source,)
+        names = [n for r in records for n in get_args(r.model_fields[self.tag].annotation)]
 
         def expand(value: Any) -> Any:
             if isinstance(value, str):
@@ -108,7 +105,7 @@ class BareName:
                 self._check(value, names)
             return value
 
-        alone = [n for record in get_args(source) for n in self._names_alone(record)]
+        alone = [n for record in records for n in self._names_alone(record)]
         return core_schema.no_info_before_validator_function(
             expand, handler(source), metadata={"names_alone": alone}
         )
@@ -228,4 +225,12 @@ def _short(value: Any) -> str:
         if len(changed) > FEW:
             return digest(value)[:6]
         return "+".join(f"{name}:{_short(v)}" for name, v in changed)
+    return pixels_text(value) if isinstance(value, float) else str(value)
+
+
+def pixels_text(value: float) -> str:
+    """Write a number that is a distance between pixels in [0, 1] as people do, such as 4/255."""
+    levels = round(value * 255, 6)
+    if 0 < value < 1 and len(str(value)) > 6 and (4 * levels).is_integer():
+        return f"{levels:g}/255"
     return str(value)

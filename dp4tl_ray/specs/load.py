@@ -28,6 +28,7 @@ NAMES = {
     "within": "method",
     "select": "rule",
     "pretraining": "objective",
+    "adversarial": "attack",
     "transfers": "transfer",
 }
 """Field that may hold a bare name -> tag of the record that the name stands for."""

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dp4tl_ray.specs.base import Fraction, Listed, Spec
+from dp4tl_ray.specs.adversarial import Norm
+from dp4tl_ray.specs.base import Count, Fraction, Listed, Spec
 from dp4tl_ray.specs.steps import Stage, StepSpec
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -67,6 +68,19 @@ class Hyperparameters(Spec):
     """Epoch of the best test accuracy, which dp4tl_asis alone looks at."""
 
 
+class RobustAccuracy(Spec):
+    """Accuracy on the test split under one attack."""
+
+    norm: Norm
+    """Ball that perturbations stay in."""
+    eps: Annotated[float, Field(ge=0)]
+    """Radius in units of pixels in [0, 1]."""
+    steps: Count
+    """Steps of PGD."""
+    accuracy: Fraction
+    """Share of test examples classified correctly, as they are and under this attack."""
+
+
 class Metrics(Spec):
     """Accuracies on the test split, looked at once."""
 
@@ -74,6 +88,8 @@ class Metrics(Spec):
     """Share of test examples classified correctly."""
     mean_class_accuracy: Fraction
     """Mean over classes of the share classified correctly."""
+    robust: Listed[RobustAccuracy] = ()
+    """Accuracies under the attacks that the study asks for."""
 
 
 class Result(Spec):

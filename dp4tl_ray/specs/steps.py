@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from dp4tl_ray.specs.adversarial import Checks
 from dp4tl_ray.specs.base import Spec
 from dp4tl_ray.specs.data import Source, Target
 from dp4tl_ray.specs.example_methods import Clustering
@@ -106,8 +107,6 @@ class PretrainStep(Spec):
     """Checksum of a file of weights."""
     network: Network
     """Architecture."""
-    adversarial: Literal["none"]
-    """Adversarial variant."""
     seed: int
     """Seed of weights, order and augmentation."""
 
@@ -120,6 +119,8 @@ class FinetuneStep(Spec):
     """Train images per class, drawn by the seed; null takes all."""
     transfer: Transfer
     """Protocol."""
+    robustness: Checks = ()
+    """Attacks on the test images."""
     seed: int
     """Seed of the target draw and of the transfer."""
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from dp4tl_ray.specs.adversarial import Adversarial, Attacked, Checks, Free, Standard
 from dp4tl_ray.specs.base import Axis, Count, Natural, Spec, Whole
 from dp4tl_ray.specs.data import ImageFolder, Source, Target, channels
 from dp4tl_ray.specs.method import AnyMethod, Method, contradiction, demands, within
@@ -121,12 +122,15 @@ class Study(Spec):
     """Axis: share of the source examples removed; 0 is the whole source, shared by all methods."""
     pretraining: Axis[Pretraining]
     """Axis: pretraining recipes; `none` and `raw_pixels` add the floors."""
-    adversarial: Axis[Literal["none"]] = ("none",)
-    """Axis: adversarial variants of the pretraining."""
+    adversarial: Axis[Adversarial] = (Standard(),)
+    """Axis: adversarial variants of the supervised pretrainings; a bare `pgd` is one."""
     transfers: Axis[Transfer] = (LinearProbe(),)
     """Axis: transfer protocols."""
     seeds: Axis[Seed] = (0,)
     """Axis: a seed varies target draw, surrogate, selection, pretraining and transfer together."""
+    robustness: Checks = ()
+    """Attacks on the test images after linear_probe and full_finetune; empty measures clean
+    accuracy alone."""
     search: Literal["grid", "lossless"] = "grid"
     """grid runs every pruning ratio. lossless finds, per method and target, the largest of them
     whose loss against the full source stays below report.margin, by bisection: few ratios run. It
@@ -175,7 +179,36 @@ class Study(Spec):
         for n, recipe in enumerate(self.pretraining, start=1):
             if isinstance(recipe, Training | Pretrained):
                 self._can_train("pretraining", recipe, n)
+        self._can_be_attacked()
         return self
+
+    def _can_be_attacked(self) -> None:
+        """Refuse adversarial variants of what has none, or that the runtime cannot do."""
+        for n, recipe in enumerate(self.pretraining, start=1):
+            if isinstance(recipe, Supervised) and recipe.adversarial != Standard():
+                raise _rule(
+                    "pretraining", "its adversarial variants are those of the axis adversarial", n
+                )
+        attacks = [attack for attack in self.adversarial if isinstance(attack, Attacked)]
+        for recipe in self.pretraining:
+            if attacks and isinstance(recipe, SelfSupervised):
+                raise _rule(
+                    "adversarial",
+                    f"{attacks[0].attack} needs labels, and {recipe.objective} has none: allowed "
+                    "beside it: none",
+                )
+        surrogates = (self.surrogate, *self.surrogates.values())
+        own = (s.adversarial for s in surrogates if isinstance(s, Supervised))
+        attacks += [attack for attack in own if isinstance(attack, Attacked)]
+        if attacks and self.runtime.sharding == "fsdp2":
+            raise _rule("runtime", f"sharding fsdp2 does not go with {attacks[0].attack}: take ddp")
+        moving = [a for a in attacks if a.attack_bn == "train" and not isinstance(a, Free)]
+        if moving and self.runtime.microbatch:
+            raise _rule(
+                "runtime",
+                f"microbatch does not go with {moving[0].attack} under attack_bn: train, whose "
+                "running statistics would depend on it: null it",
+            )
 
     def _targets_match_source(self) -> None:
         """Refuse images that one network cannot take both of."""

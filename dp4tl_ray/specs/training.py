@@ -11,6 +11,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from dp4tl_ray.specs.adversarial import Adversarial, Standard
 from dp4tl_ray.specs.base import (
     Count,
     Fraction,
@@ -143,3 +144,5 @@ class Recipe(Training):
 
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability mass spread over all classes."""
+    adversarial: Adversarial = Standard()
+    """Adversarial variant; none trains on the images as they are."""

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from dp4tl_ray.specs.adversarial import Adversarial, Standard
 from dp4tl_ray.specs.base import Axis, BareName, Count, NotNegative, Positive, Spec
 from dp4tl_ray.specs.training import Augmentation
 
@@ -78,6 +79,8 @@ class FullFinetune(Spec):
     """Nesterov momentum of sgd, first beta of adam; the learning rate falls along a cosine."""
     augmentation: Augmentation = Augmentation()
     """Random changes of the training images."""
+    adversarial: Adversarial = Standard()
+    """Adversarial finetuning; none trains on the images as they are."""
 
 
 class KNN(Spec):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dp4tl_ray.specs.base import NotNegative, Spec
+from dp4tl_ray.specs.base import BareName, NotNegative, Spec
 from dp4tl_ray.specs.example_methods import Clustering, Combine, Within
 from dp4tl_ray.specs.pretraining import Supervised
 from dp4tl_ray.specs.selector import Top, UnitSelector
@@ -113,7 +113,7 @@ class Counterfactual(TargetAwareUnitMethod):
     method: Literal["counterfactual"] = "counterfactual"
     num_subsets: Annotated[int, Field(ge=10, le=1_000_000)] = 300
     """Random halves to pretrain on; shared by all targets and seeds."""
-    recipe: Supervised
+    recipe: Annotated[Supervised, BareName("objective")]
     """How to pretrain on each."""
     transfer: LinearProbe = LinearProbe()
     """How to transfer each."""

@@ -10,12 +10,14 @@ from typing import assert_never
 import numpy as np
 
 from dp4tl_ray.data.draws import draw_target
+from dp4tl_ray.specs.adversarial import robust_key
 from dp4tl_ray.specs.steps import FinetuneStep
 from dp4tl_ray.specs.transfer import KNN, AnyTransfer, DP4TLAsIs, FullFinetune, LinearProbe
 from dp4tl_ray.stages.bench import Job, Metrics, StageError, images_of, num_classes
 from dp4tl_ray.stages.transfers.asis import dp4tl_asis
 from dp4tl_ray.stages.transfers.frozen import knn, linear_probe
 from dp4tl_ray.stages.transfers.full import full_finetune
+from dp4tl_ray.stages.transfers.robustness import attacked_predictions
 from dp4tl_ray.stages.transfers.task import Outcome, Task
 
 
@@ -28,7 +30,8 @@ def run_finetune(spec: FinetuneStep, job: Job) -> Metrics:
     except ValueError as error:
         raise StageError(str(error)) from error
     task = Task(job, spec.seed, images_of(target), labels, draw, num_classes(target))
-    predicted, chosen = _transfer(spec.transfer, task)
+    outcome = _transfer(spec.transfer, task)
+    predicted = outcome.predicted
     truth = labels[draw.test]
     job.bench.array("test_rows", draw.test)
     job.bench.array("test_labels", truth)
@@ -38,8 +41,20 @@ def run_finetune(spec: FinetuneStep, job: Job) -> Metrics:
     return {
         "accuracy": float(correct.mean()),
         "mean_class_accuracy": float(np.mean(per_class)),
-        **chosen,
+        **outcome.chosen,
+        **_under_attack(spec, job, task, outcome),
     }
+
+
+def _under_attack(spec: FinetuneStep, job: Job, task: Task, outcome: Outcome) -> Metrics:
+    """Attack the test images, and write and count what they are then taken for."""
+    if outcome.logits is None or not spec.robustness:
+        return {}
+    attacked = attacked_predictions(outcome.logits, task, outcome.predicted, spec.robustness)
+    job.bench.array("attacked_predictions", attacked)
+    accuracies = (attacked == task.labels[task.draw.test]).mean(axis=1)
+    keys = [robust_key(check, eps) for check in spec.robustness for eps in sorted(check.eps)]
+    return {key: float(accuracy) for key, accuracy in zip(keys, accuracies, strict=True)}
 
 
 def _transfer(spec: AnyTransfer, task: Task) -> Outcome:

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 
+from dp4tl_ray.algorithms.attacks import overfitting_alarm
 from dp4tl_ray.algorithms.collapse import collapse_alarm
 from dp4tl_ray.data.draws import Rows
+from dp4tl_ray.specs.adversarial import Standard
 from dp4tl_ray.specs.network import AnyNetwork
 from dp4tl_ray.specs.pretraining import AnyTrained, Pretrained
 from dp4tl_ray.specs.self_supervised import QUEUE_SHARE, MoCoV2, SelfSupervised, SimSiam
@@ -73,6 +75,8 @@ def train(
     metrics = summary.metrics()
     if isinstance(recipe, SelfSupervised):
         metrics["alarm"] = _collapse_alarm(recipe, model, summary.facts)
+    elif recipe.adversarial != Standard():
+        metrics["alarm"] = overfitting_alarm(summary.facts["attacked_accuracy_drop"])
     return model, metrics
 
 

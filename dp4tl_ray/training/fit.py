@@ -1,6 +1,7 @@
 """The only training loop: surrogate, pretraining and finetuning all run through it."""
 
 import contextlib
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dp4tl_ray.algorithms.schedules import lr_factor
+from dp4tl_ray.specs.adversarial import Standard
 from dp4tl_ray.specs.self_supervised import AnySelfSupervised
 from dp4tl_ray.specs.training import Optimizer, Recipe, Training
 from dp4tl_ray.training.batch_norm import GroupedBatchNorm
@@ -19,6 +21,7 @@ from dp4tl_ray.training.checkpoint import Checkpoint, make_optimizer_state, opti
 from dp4tl_ray.training.examples import Examples, batches, num_steps
 from dp4tl_ray.training.lars import LARS
 from dp4tl_ray.training.networks import Classifier
+from dp4tl_ray.training.objectives.adversarial import AdversarialObjective
 from dp4tl_ray.training.objectives.base import Objective
 from dp4tl_ray.training.objectives.supervised import SupervisedObjective
 from dp4tl_ray.training.objectives.two_views import TwoViewObjective
@@ -99,10 +102,13 @@ def fit(
     if total == 0:
         raise TrainingError(f"the budget is shorter than one batch of {recipe.batch_size}")
     objective: Objective[Any]
-    if isinstance(recipe, Recipe):
+    if not isinstance(recipe, Recipe):
+        objective = TwoViewObjective(model, examples, recipe, seed, worker, total)
+    elif isinstance(recipe.adversarial, Standard):
         objective = SupervisedObjective(model, examples, recipe, seed, worker, recorder)
     else:
-        objective = TwoViewObjective(model, examples, recipe, seed, worker, total)
+        attack = recipe.adversarial
+        objective = AdversarialObjective(model, examples, recipe, attack, seed, worker, recorder)
     run = _Run(objective, examples, recipe, seed, total, recorder)
     if checkpoint is not None:
         run.resume(checkpoint)
@@ -110,8 +116,11 @@ def fit(
     with run.batches() as stream:
         for batch in stream:
             run.train_step(batch)
+            # never between two replays of a batch, which a resumed training begins anew
+            replayed = run.step % objective.replays == 0
             epoch = math.floor(run.step / steps_per_epoch)
-            if run.step == total or epoch > math.floor((run.step - 1) / steps_per_epoch):
+            last = math.floor((run.step - objective.replays) / steps_per_epoch)
+            if run.step == total or (replayed and epoch > last):
                 go_on = run.end_epoch(epoch)
                 if run.step < total:
                     if checkpoint is not None:
@@ -174,9 +183,12 @@ class _Run:
         return contextlib.nullcontext(gathered)
 
     def _gather(self) -> Iterator[Any]:
-        stream = batches(len(self.examples), self.recipe.batch_size, self.seed, self.step)
-        for step, positions in zip(range(self.step, self.total), stream, strict=False):
-            yield self.objective.gather(step, np.array(positions))
+        size, replays = self.recipe.batch_size, self.objective.replays
+        stream = batches(len(self.examples), size, self.seed, self.step // replays)
+        starts = range(self.step, self.total, replays)
+        for start, positions in zip(starts, stream, strict=False):
+            batch = self.objective.gather(start, np.array(positions))
+            yield from itertools.repeat(batch, min(replays, self.total - start))
 
     def train_step(self, batch: Any) -> None:
         """Take one optimizer step on this worker's part of a batch."""
@@ -206,6 +218,7 @@ class _Run:
         self.losses_start = self.step
         if not math.isfinite(self.train_loss):
             raise DivergedError(f"the loss is {self.train_loss} after step {self.step}")
+        self.objective.end_epoch(self.parallel)
         if self.recorder is not None:
             self.recorder.end_epoch(self.step * self.recipe.batch_size)
         if self.worker.rank > 0:
@@ -236,7 +249,8 @@ class _Run:
         tensors = self._tensors()
         if self.recorder is not None:
             tensors |= {f"recorder.{n}": t for n, t in self.recorder.state().items()}
-        facts = {"step": self.step, "seconds": self.seconds}
+        memory = self.objective.memory()
+        facts = {"step": self.step, "seconds": self.seconds, "memory": memory}
         checkpoint.save(self.worker, tensors, facts, sharded=self.parallel.sharded)
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -259,6 +273,7 @@ class _Run:
             self.recorder.load(_part(recorded, "recorder."))
         self.step = self.losses_start = saved.facts["step"]
         self.seconds_before = saved.facts["seconds"]
+        self.objective.remember(saved.facts["memory"])
 
     def _check_together(self, step: int) -> None:
         """Make sure that all workers continue from the same step.

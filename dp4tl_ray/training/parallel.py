@@ -47,6 +47,9 @@ class Parallel:
         self.forward: Callable[..., Any] = (
             torch.compile(self._module) if worker.compile else self._module
         )
+        self.alone: Callable[..., Any] = torch.compile(self.model) if worker.compile else self.model
+        """A pass that no other worker takes part in, for gradients of images: DDP would prepare
+        to average those of weights."""
 
     @contextlib.contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:

@@ -124,7 +124,7 @@ def test_a_dumped_study_can_be_read_again(base: dict[str, Any]) -> None:
 
 def test_a_dumped_manifest_can_be_read_again() -> None:
     recipe = Study.model_validate(BASES[0]).networks[0]
-    step = PretrainStep(pretraining=recipe, network=recipe.network, adversarial="none", seed=1)
+    step = PretrainStep(pretraining=recipe, network=recipe.network, seed=1)
     manifest = Manifest(
         stage="pretrain",
         stage_version=1,

@@ -49,7 +49,7 @@ def dp4tl_asis(spec: DP4TLAsIs, task: Task) -> Outcome:
             chosen = _finetune(spec, task, best)
         case _:
             assert_never(spec.mode)
-    return best.predicted, {**chosen, "epoch": best.epoch}
+    return Outcome(best.predicted, {**chosen, "epoch": best.epoch})
 
 
 def _probe(spec: DP4TLAsIs, task: Task, best: _Best) -> Metrics:

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -38,6 +38,8 @@ class Features:
     train: Labelled
     val: Labelled
     test: Tensor
+    extract: Callable[[Tensor], Tensor]
+    """Pixels in [0, 1] -> features."""
 
     @property
     def train_and_val(self) -> Labelled:
@@ -67,7 +69,12 @@ def linear_probe(spec: LinearProbe, task: Task) -> Outcome:
                 probe = _last(adam_probe_epochs(task, refit, ADAM_EPOCHS))
         case _:
             assert_never(spec.solver)
-    return _rows(probe.predict(features.test)), {**chosen, "val_accuracy": val_accuracy}
+    predicted = _rows(probe.predict(features.test))
+    return Outcome(
+        predicted,
+        {**chosen, "val_accuracy": val_accuracy},
+        lambda pixels: probe.logits(features.extract(pixels)),
+    )
 
 
 def knn(spec: KNN, task: Task) -> Outcome:
@@ -76,7 +83,7 @@ def knn(spec: KNN, task: Task) -> Outcome:
     train, outputs = features.train, task.num_classes
     k, val_accuracy = best_k(train, features.val, outputs, spec.ks, spec.temperature)
     predicted = knn_predict(train, features.test, outputs, [k], spec.temperature)[k]
-    return _rows(predicted), {"k": k, "val_accuracy": val_accuracy}
+    return Outcome(_rows(predicted), {"k": k, "val_accuracy": val_accuracy})
 
 
 def adam_probe_epochs(task: Task, train: Labelled, epochs: int) -> Iterator[Probe]:
@@ -102,17 +109,25 @@ def frozen_features(task: Task, *, adapt: bool) -> Features:
     rows = np.concatenate([draw.train, draw.val, draw.test])
     if task.job.inputs.get("pretrain") is None:
         features = task.images[rows].reshape(len(rows), -1).astype(np.float32) / 255
+        extract = _flat
     else:
-        features = _network_features(task, rows, adapt)
+        model, features = _network_features(task, rows, adapt)
+        extract = model.features
     if not np.isfinite(features).all():
         raise StageError("the network's features are not finite")
     sizes = [len(draw.train), len(draw.val), len(draw.test)]
     train, val, test = torch.split(torch.from_numpy(features).to(device), sizes)
     y_train, y_val = (torch.from_numpy(task.labels[r]).to(device) for r in (draw.train, draw.val))
-    return Features((train, y_train), (val, y_val), test)
+    return Features((train, y_train), (val, y_val), test, extract)
 
 
-def _network_features(task: Task, rows: Rows, adapt: bool) -> npt.NDArray[np.float32]:
+def _flat(pixels_NCHW: Tensor) -> Tensor:
+    return pixels_NCHW.permute(0, 2, 3, 1).flatten(1)
+
+
+def _network_features(
+    task: Task, rows: Rows, adapt: bool
+) -> tuple[Classifier, npt.NDArray[np.float32]]:
     model, worker = task.network(ADAPT_BATCH), task.job.worker
     frozen = model.state_dict() if not adapt else dict(model.named_parameters())
     before = {name: tensor.detach().clone() for name, tensor in frozen.items()}
@@ -121,7 +136,7 @@ def _network_features(task: Task, rows: Rows, adapt: bool) -> npt.NDArray[np.flo
     _, features = infer(model, task.images, rows, worker)
     after = model.state_dict()
     assert all(torch.equal(before[n].cpu(), after[n].cpu()) for n in before), "not frozen"
-    return features
+    return model, features
 
 
 def adapt_batch_norm(

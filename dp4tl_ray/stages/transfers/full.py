@@ -10,7 +10,7 @@ from dp4tl_ray.algorithms.halving import rungs, survivors
 from dp4tl_ray.specs.network import BatchNorm
 from dp4tl_ray.specs.training import Budget, Optimizer, Recipe, Schedule
 from dp4tl_ray.specs.transfer import FullFinetune
-from dp4tl_ray.stages.bench import StageError
+from dp4tl_ray.stages.bench import Metrics, StageError
 from dp4tl_ray.stages.transfers.task import Outcome, Task
 from dp4tl_ray.training.checkpoint import Checkpoint
 from dp4tl_ray.training.examples import Examples
@@ -108,12 +108,13 @@ def full_finetune(spec: FullFinetune, task: Task) -> Outcome:
             spent += len(pairs) * (epochs - trained)
             trained, pairs = epochs, survivors(scores)
     logits, _ = infer(best_model, task.images, draw.test, worker)
-    return logits.argmax(axis=1), {
+    chosen: Metrics = {
         "lr": best.lr,
         "weight_decay": best.weight_decay,
         "val_accuracy": scores[best],
         "transfer_epochs": spent,
     }
+    return Outcome(logits.argmax(axis=1), chosen, best_model)
 
 
 def diverged(spec: FullFinetune) -> StageError:
@@ -134,4 +135,5 @@ def _recipe(spec: FullFinetune, pair: Pair, batch_size: int) -> Recipe:
         schedule=Schedule(name="cosine", warmup=0.0),
         augmentation=spec.augmentation,
         batch_norm=BatchNorm(group_size=batch_size),
+        adversarial=spec.adversarial,
     )

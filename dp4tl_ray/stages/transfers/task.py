@@ -1,16 +1,30 @@
 """What every transfer protocol is handed, and what it gives back."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from dp4tl_ray.data.draws import Draw, Rows
 from dp4tl_ray.stages.bench import Job, Metrics, load_network
 from dp4tl_ray.training.networks import Classifier
 
-Outcome = tuple[Rows, Metrics]
-"""Predicted class of each test image, and what was chosen."""
+Logits = Callable[[Tensor], Tensor]
+"""Pixels in [0, 1], (n, channels, height, width) -> logits, in evaluation mode."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a transfer has come to."""
+
+    predicted: Rows
+    """Class of each test image, (N,)."""
+    chosen: Metrics
+    """What was chosen, and its validation accuracy."""
+    logits: Logits | None = None
+    """The classifier, through which gradients of pixels go; null where there are none."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ class Objective(ABC, Generic[Batch]):
 
     kept = ""
     """Prefix of the module's names under which the network is that a training leaves."""
+    replays = 1
+    """Optimizer steps in a row on the same batch."""
 
     def __init__(self, module: nn.Module, passes: list[list[Pass]], worker: Worker) -> None:
         self.module = module
@@ -42,7 +44,7 @@ class Objective(ABC, Generic[Batch]):
         """Bring this worker's part of a batch into memory, ahead of its turn.
 
         Args:
-            step: Which of the training's batches it is.
+            step: The first of the training's steps on it.
             positions: The whole batch, as positions among the examples.
         """
 
@@ -53,6 +55,16 @@ class Objective(ABC, Generic[Batch]):
         Returns:
             This worker's part of that loss; the mean over the workers is the whole.
         """
+
+    def end_epoch(self, parallel: Parallel) -> None:
+        """Look at the network between two epochs; all workers do so together."""
+
+    def memory(self) -> list[float]:
+        """Return what a checkpoint must keep of what `end_epoch` saw."""
+        return []
+
+    def remember(self, memory: list[float]) -> None:
+        """Take back what a checkpoint kept."""
 
     def facts(self) -> dict[str, float]:
         """Say what a manifest should keep of this training, once it is over."""

@@ -1,6 +1,8 @@
 """Supervised training: cross-entropy with the examples' labels."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +22,7 @@ from dp4tl_ray.training.worker import Worker, seed_for
 
 
 @dataclass(frozen=True)
-class _Batch:
+class SupervisedBatch:
     """A worker's rows of a batch, in memory."""
 
     positions: npt.NDArray[np.int64]
@@ -29,7 +31,19 @@ class _Batch:
     changes: Changes
 
 
-class SupervisedObjective(Objective[_Batch]):
+@dataclass(frozen=True)
+class Shown:
+    """What a pass sees, on the worker's device."""
+
+    positions: npt.NDArray[np.int64]
+    """Among the examples, (n,)."""
+    pixels: Tensor
+    """In [0, 1], (n, channels, height, width)."""
+    labels: Tensor
+    """(n,)."""
+
+
+class SupervisedObjective(Objective[SupervisedBatch]):
     """The mean cross-entropy of a batch, of which each pass knows its part."""
 
     def __init__(
@@ -47,45 +61,72 @@ class SupervisedObjective(Objective[_Batch]):
         self.examples, self.labels, self.recipe = examples, examples.labels, recipe
         self.seed, self.recorder = seed, recorder
 
-    def gather(self, step: int, positions: npt.NDArray[np.int64]) -> _Batch:
+    def gather(self, step: int, positions: npt.NDArray[np.int64]) -> SupervisedBatch:
         """Bring this worker's rows of a batch into memory."""
         mine, recipe = positions[self.rows], self.recipe
         rng = np.random.default_rng(seed_for(self.seed, "augment", step))
         changes = draw_changes(recipe.augmentation, recipe.batch_size, rng)
         images = self.examples.images[self.examples.rows[mine]]
-        return _Batch(
+        return SupervisedBatch(
             mine,
             pinned(images, self.worker),
             pinned(self.labels[mine], self.worker),
             changes.rows(self.rows),
         )
 
-    def backward(self, parallel: Parallel, batch: _Batch, step: int) -> Tensor:
+    def backward(self, parallel: Parallel, batch: SupervisedBatch, step: int) -> Tensor:
         """Leave the gradient of the batch's mean loss in the parameters."""
-        total = GradientSum(parallel.model, self.worker.shards)
+        shown = (self.show(batch, one) for share in self.passes for one in share)
+        return self.descend(parallel, shown, step)
+
+    def show(self, batch: SupervisedBatch, one: Pass) -> Shown:
+        """Bring the images of a pass to the device, augmented."""
+        here = slice(one.rows.start - self.rows.start, one.rows.stop - self.rows.start)
+        images = batch.images_NHWC[here].to(self.worker.device, non_blocking=True)
+        labels = batch.labels[here].to(self.worker.device, non_blocking=True)
+        pixels = augment(floats(images), self.recipe.augmentation, batch.changes.rows(here))
+        return Shown(batch.positions[here], pixels, labels)
+
+    def descend(
+        self, parallel: Parallel, shown: Iterable[Shown], step: int, *, record: bool = True
+    ) -> Tensor:
+        """Go forward and backward through all passes; return this worker's part of the loss.
+
+        Args:
+            parallel: The network.
+            shown: What each pass sees, in their order.
+            step: Which of the training's steps it is.
+            record: Whether the recorder, if any, is to see it.
+        """
+        total, each = GradientSum(parallel.model, self.worker.shards), iter(shown)
         loss = torch.zeros((), device=self.worker.device)
         for share in self.passes:
             for one in share:
                 with parallel.accumulating(last=one is share[-1]):
-                    loss += self._pass(parallel, batch, one, step)
+                    loss += self._pass(parallel, next(each), one, step, record)
             total.end_share()
         total.give_back()
         return loss / self.worker.shards
 
-    def _pass(self, parallel: Parallel, batch: _Batch, one: Pass, step: int) -> Tensor:
+    def _pass(self, parallel: Parallel, shown: Shown, one: Pass, step: int, record: bool) -> Tensor:
         """Go forward and backward through some rows of the batch; return their part of the loss."""
-        recipe, device = self.recipe, self.worker.device
-        here = slice(one.rows.start - self.rows.start, one.rows.stop - self.rows.start)
-        images = batch.images_NHWC[here].to(device, non_blocking=True)
-        labels = batch.labels[here].to(device, non_blocking=True)
-        pixels = augment(floats(images), recipe.augmentation, batch.changes.rows(here))
         self.movement.fill_(one.movement)
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            logits = parallel.forward(pixels)
-        if self.recorder is not None and one.weight:
-            first = step * recipe.batch_size + one.rows.start
-            self.recorder.record(first, batch.positions[here], labels, logits)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
-        loss = loss * one.weight
+        logits = self.run(parallel.forward, shown.pixels)
+        if self.recorder is not None and record and one.weight:
+            first = step * self.recipe.batch_size + one.rows.start
+            seen = logits[: len(shown.labels)]
+            self.recorder.record(first, shown.positions, shown.labels, seen)
+        loss = self.loss(logits.float(), shown.labels) * one.weight
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
+
+    def run(self, network: Callable[..., Any], pixels: Tensor) -> Tensor:
+        """Return logits, in the precision of the training."""
+        device, bf16 = self.worker.device.type, self.recipe.precision == "bf16"
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            logits: Tensor = network(pixels)
+        return logits
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss of a pass from its logits, (N, classes), in fp32."""
+        return F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
