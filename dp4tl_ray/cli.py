@@ -98,8 +98,8 @@ def _parser() -> argparse.ArgumentParser:
         "--write", type=Path, metavar="FOLDER", help="write all of them to a folder"
     )
     names = verbs.add_parser("list", help="list what there is to choose from, with its fields")
-    kinds = ("methods", "selectors", "objectives", "networks", "transfers", "datasets")
-    names.add_argument("what", choices=kinds)
+    kinds = ("methods", "selectors", "objectives", "adversarial", "networks", "transfers")
+    names.add_argument("what", choices=(*kinds, "robustness", "datasets"))
     return parser
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from dp4tl_ray.atomic import write_atomically
 from dp4tl_ray.plan import Cell, Plan
-from dp4tl_ray.specs.adversarial import robust_key
+from dp4tl_ray.specs.adversarial import PGDRobustness, robust_key
 from dp4tl_ray.specs.base import label
 from dp4tl_ray.specs.method import for_one_target
 from dp4tl_ray.specs.pretraining import Pretrained
@@ -21,7 +21,7 @@ from dp4tl_ray.store import Artifact, Store
 
 log = logging.getLogger("dp4tl")
 
-PREDICTIONS = "test_predictions.npy"
+PREDICTIONS, ATTACKED = "test_predictions.npy", "attacked_predictions.npy"
 
 
 def collect(plan: Plan, store: Store, errors: Mapping[str, str]) -> list[Result]:
@@ -107,20 +107,31 @@ def _result(
         device=pretrain.device if pretrain else "",
         precision=recipe.precision if recipe else "",
         num_workers=pretrain.num_workers if pretrain else 0,
-        alarms=_alarms(plan, store, pretrain, surrogate),
+        alarms=_alarms(plan, store, manifests, surrogate),
         status="done" if done else "failed",
         error="" if done else error,
         surrogate_digest=next(iter(surrogate), ""),
         pretrain_digest=cell.steps.get("pretrain", ""),
-        predictions_digest=transfer.files[PREDICTIONS].sha256 if transfer else "",
+        predictions_digest=_checksum(transfer, PREDICTIONS),
+        attacked_digest=_checksum(transfer, ATTACKED),
         **_subset(manifests, recipe is not None),
     )
+
+
+def _checksum(manifest: Manifest | None, name: str) -> str:
+    return manifest.files[name].sha256 if manifest and name in manifest.files else ""
 
 
 def _robust(plan: Plan, transfer: Manifest | None) -> tuple[RobustAccuracy, ...]:
     """Read the accuracies under attack; none of a transfer that cannot be attacked."""
     return tuple(
-        RobustAccuracy(norm=check.norm, eps=eps, steps=check.steps, accuracy=accuracy)
+        RobustAccuracy(
+            attack=check.attack,
+            norm=check.norm,
+            eps=eps,
+            steps=check.steps if isinstance(check, PGDRobustness) else None,
+            accuracy=accuracy,
+        )
         for check in plan.study.robustness
         for eps in sorted(check.eps)
         if (accuracy := _optional(transfer, robust_key(check, eps))) is not None
@@ -144,10 +155,10 @@ def _pinned(plan: Plan, surrogates: Iterable[str]) -> int | None:
 
 
 def _alarms(
-    plan: Plan, store: Store, pretrain: Manifest | None, surrogates: Iterable[str]
+    plan: Plan, store: Store, manifests: Mapping[str, Manifest], surrogates: Iterable[str]
 ) -> tuple[str, ...]:
-    """Collect what trainings that ended well have to say against themselves."""
-    trained = {"pretraining": pretrain}
+    """Collect what trainings and transfers that ended well have to say against themselves."""
+    trained = {"pretraining": manifests.get("pretrain"), "transfer": manifests.get("finetune")}
     for key in sorted(surrogates):
         artifact = store.find(plan.steps[key])
         trained["surrogate"] = artifact.manifest if artifact else None
@@ -226,8 +237,8 @@ class Predictions:
         done = store.finished(transfers)
         for step in transfers:
             if step.digest in done and (artifact := store.find(step)) is not None:
-                key = artifact.manifest.files[PREDICTIONS].sha256
-                self.by_digest[key] = artifact
+                for name in {PREDICTIONS, ATTACKED} & artifact.manifest.files.keys():
+                    self.by_digest[artifact.manifest.files[name].sha256] = artifact
 
     def __call__(self, result: Result) -> npt.NDArray[np.bool_]:
         """Return whether each test example was classified correctly, (N,)."""
@@ -235,9 +246,11 @@ class Predictions:
         return _correct(artifact, artifact.array("test_predictions"))
 
     def under_attack(self, result: Result, n: int) -> npt.NDArray[np.bool_]:
-        """Return whether each test example was so under the n-th attack, (N,)."""
-        artifact = self.by_digest[result.predictions_digest]
-        return _correct(artifact, artifact.array("attacked_predictions")[n])
+        """Return whether each attacked test example was so under the n-th attack, (M,)."""
+        artifact = self.by_digest[result.attacked_digest]
+        predicted = artifact.array("attacked_predictions")[n]
+        chosen: npt.NDArray[np.bool_] = np.asarray(predicted) >= 0  # the others have no class
+        return _correct(artifact, predicted)[chosen]
 
 
 def _correct(artifact: Artifact, predicted: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

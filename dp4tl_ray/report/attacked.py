@@ -22,7 +22,8 @@ class Attacked(Protocol):
 
 def attack_name(robust: RobustAccuracy) -> str:
     """Name an attack for people."""
-    return f"PGD-{robust.steps} {robust.norm} {pixels_text(robust.eps)}"
+    attack = "AutoAttack" if robust.attack == "autoattack" else f"PGD-{robust.steps}"
+    return f"{attack} {robust.norm} {pixels_text(robust.eps)}"
 
 
 def panels_under_attack(

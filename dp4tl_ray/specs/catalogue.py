@@ -8,6 +8,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from dp4tl_ray.specs.adversarial import AnyAdversarial, AnyRobustness
 from dp4tl_ray.specs.base import TAGS, Spec, label
 from dp4tl_ray.specs.data import Dataset, Source, Target
 from dp4tl_ray.specs.method import AnyMethod
@@ -23,6 +24,8 @@ KINDS: dict[str, Any] = {
     "networks": AnyNetwork,
     "objectives": AnyPretraining,
     "transfers": AnyTransfer,
+    "adversarial": AnyAdversarial,
+    "robustness": AnyRobustness,
 }
 MANY = 5
 """Records from which on a field that they inherit is explained once, at the end; fields of a

@@ -71,14 +71,16 @@ class Hyperparameters(Spec):
 class RobustAccuracy(Spec):
     """Accuracy on the test split under one attack."""
 
+    attack: Literal["pgd", "autoattack"]
+    """What was tried."""
     norm: Norm
     """Ball that perturbations stay in."""
     eps: Annotated[float, Field(ge=0)]
     """Radius in units of pixels in [0, 1]."""
-    steps: Count
-    """Steps of PGD."""
+    steps: Count | None
+    """Steps of PGD; null for an ensemble."""
     accuracy: Fraction
-    """Share of test examples classified correctly, as they are and under this attack."""
+    """Share of the attacked test examples classified correctly, as they are and under attack."""
 
 
 class Metrics(Spec):
@@ -177,3 +179,5 @@ class Result(Spec):
     """Identity of the pretraining; empty for raw pixels."""
     predictions_digest: str
     """sha256 of the per-example test predictions; empty when failed."""
+    attacked_digest: str = ""
+    """sha256 of the predictions under attack; empty without any."""

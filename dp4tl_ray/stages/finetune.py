@@ -17,7 +17,11 @@ from dp4tl_ray.stages.bench import Job, Metrics, StageError, images_of, num_clas
 from dp4tl_ray.stages.transfers.asis import dp4tl_asis
 from dp4tl_ray.stages.transfers.frozen import knn, linear_probe
 from dp4tl_ray.stages.transfers.full import full_finetune
-from dp4tl_ray.stages.transfers.robustness import attacked_predictions
+from dp4tl_ray.stages.transfers.robustness import (
+    NOT_ATTACKED,
+    attacked_predictions,
+    masking,
+)
 from dp4tl_ray.stages.transfers.task import Outcome, Task
 
 
@@ -52,9 +56,13 @@ def _under_attack(spec: FinetuneStep, job: Job, task: Task, outcome: Outcome) ->
         return {}
     attacked = attacked_predictions(outcome.logits, task, outcome.predicted, spec.robustness)
     job.bench.array("attacked_predictions", attacked)
-    accuracies = (attacked == task.labels[task.draw.test]).mean(axis=1)
+    truth = task.labels[task.draw.test]
     keys = [robust_key(check, eps) for check in spec.robustness for eps in sorted(check.eps)]
-    return {key: float(accuracy) for key, accuracy in zip(keys, accuracies, strict=True)}
+    found: Metrics = {"alarm": masking(outcome.logits, task, attacked, spec.robustness)}
+    for key, predicted in zip(keys, attacked, strict=True):
+        chosen = predicted != NOT_ATTACKED
+        found[key] = float((predicted == truth)[chosen].mean())
+    return found
 
 
 def _transfer(spec: AnyTransfer, task: Task) -> Outcome:

@@ -26,7 +26,7 @@ from dp4tl_ray.training.objectives.base import Objective
 from dp4tl_ray.training.objectives.supervised import SupervisedObjective
 from dp4tl_ray.training.objectives.two_views import TwoViewObjective
 from dp4tl_ray.training.parallel import Parallel
-from dp4tl_ray.training.passes import TrainingError
+from dp4tl_ray.training.passes import DivergedError, TrainingError
 from dp4tl_ray.training.prefetch import ahead
 from dp4tl_ray.training.recorder import DynamicsRecorder
 from dp4tl_ray.training.worker import Worker
@@ -35,10 +35,6 @@ T = TypeVar("T")
 
 WORTH_A_THREAD = 2**20
 """Bytes of a worker's images per batch from which a thread gathers them ahead on a CPU."""
-
-
-class DivergedError(TrainingError):
-    """The loss is no longer a finite number."""
 
 
 class Halted(Exception):
@@ -92,7 +88,8 @@ def fit(
     is left behind.
 
     Raises:
-        DivergedError: The loss is not finite; on every worker alike.
+        DivergedError: The loss is not finite, or the gradient of an attacked image; on every worker
+            alike.
         Halted: The report's answer was not to go on; on every worker alike, after the state was
             saved. After the last epoch the answer is ignored.
         TrainingError: The budget is shorter than one batch, or a batch has fewer batch-norm groups
@@ -148,8 +145,6 @@ class _Run:
         self.examples, self.recipe, self.seed, self.total = examples, recipe, seed, total
         self.parallel = Parallel(objective.module, self.worker)
         self.model = self.parallel.model
-        rows = objective.rows
-        self.weight = (rows.stop - rows.start) * self.worker.world_size / recipe.batch_size
         self.optimizer = build_optimizer(self.model, recipe.optimizer)
         self.ema = {n: t.clone() for n, t in self._kept_state().items()} if recipe.ema else {}
         self.norms = {
@@ -211,14 +206,14 @@ class _Run:
                 buffers.append(getattr(norm, key))
                 if f"{name}.{key}" in self.ema:
                     buffers.append(self.ema[f"{name}.{key}"])
-        self.worker.mean_(buffers, self.weight)
+        self.worker.mean_(buffers, self.objective.weight)
         self.worker.mean_([self.losses])
         self.train_loss = float(self.losses) / (self.step - self.losses_start)
         self.losses.zero_()
         self.losses_start = self.step
+        self.objective.end_epoch(self.parallel)
         if not math.isfinite(self.train_loss):
             raise DivergedError(f"the loss is {self.train_loss} after step {self.step}")
-        self.objective.end_epoch(self.parallel)
         if self.recorder is not None:
             self.recorder.end_epoch(self.step * self.recipe.batch_size)
         if self.worker.rank > 0:

@@ -16,6 +16,10 @@ class TrainingError(RuntimeError):
     """A training cannot be done as asked; raised on every worker alike."""
 
 
+class DivergedError(TrainingError):
+    """The loss, or a gradient that an attack follows, is no longer a finite number."""
+
+
 @dataclass(frozen=True)
 class Pass:
     """Some rows of a batch that go forward and backward at once.

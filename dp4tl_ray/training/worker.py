@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -78,3 +79,9 @@ def seed_for(seed: int, *purpose: str | int) -> list[int]:
     """
     text = "/".join(str(part) for part in purpose)
     return [seed, *text.encode()]
+
+
+def number_for(seed: int, *purpose: str | int) -> int:
+    """Derive one number below 2**63 for a purpose, for generators that take no more."""
+    entropy = np.random.SeedSequence(seed_for(seed, *purpose))
+    return int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -60,7 +60,10 @@ EMBEDDED: Study = {
         {"attack": "pgd", "norm": "l2", "eps": 0.5, "awp": 0.01},
         {"attack": "pgd", "eps": "4/255", "steps": 2, "attack_bn": "eval"},
     ],
-    "robustness": [{"norm": "linf", "eps": ["0.5/255", 0.0157], "steps": 5}],
+    "robustness": [
+        {"attack": "pgd", "norm": "linf", "eps": ["0.5/255", 0.0157], "steps": 5},
+        {"attack": "autoattack", "norm": "l2", "eps": [0.5], "num_images": 100},
+    ],
     "transfers": [
         "linear_probe",
         {"transfer": "full_finetune", "epochs": 3, "lrs": [0.1, 1]},
@@ -135,6 +138,7 @@ TAGS = {
     "rule": ["top", "whole_units", "quota", "gumbel", "stratified", "ccs", "d2"],
     "objective": ["supervised", "none", "raw_pixels"],
     "transfer": ["linear_probe", "full_finetune", "knn", "dp4tl_asis"],
+    "attack": ["pgd", "fgsm_rs", "n_fgsm", "free", "trades", "autoattack"],
 }
 TAG_OF = {name: tag for tag, names in TAGS.items() for name in names}
 WORDS = [

@@ -14,9 +14,9 @@ from dp4tl_ray.specs.training import Recipe
 from dp4tl_ray.training import fit as fit_module
 from dp4tl_ray.training.checkpoint import Checkpoint
 from dp4tl_ray.training.examples import Examples, batches, num_steps
-from dp4tl_ray.training.fit import DivergedError, Halted, fit
+from dp4tl_ray.training.fit import Halted, fit
 from dp4tl_ray.training.networks import Classifier, blocks, build_classifier
-from dp4tl_ray.training.passes import TrainingError
+from dp4tl_ray.training.passes import DivergedError, TrainingError
 from dp4tl_ray.training.worker import Progress, Worker
 from tests.conftest import draw_class
 

@@ -24,7 +24,7 @@ from dp4tl_ray.training.fit import Halted, fit
 from dp4tl_ray.training.inference import infer
 from dp4tl_ray.training.recorder import DynamicsRecorder
 from dp4tl_ray.training.worker import Worker
-from tests.training import test_objectives
+from tests.training import test_adversarial, test_objectives
 from tests.training.test_fit import equal, examples, network, recipe, weights
 from tests.training.test_objectives import OBJECTIVES
 
@@ -84,6 +84,18 @@ def two_views(worker: Worker, out: Path) -> Result:
         with noted_gradients() as gradients:
             fit(model, test_objectives.examples(), spec, 0, worker)
         results[name] = {"gradients": gradients, "weights": weights(model)}
+    return results
+
+
+def attacked(worker: Worker, out: Path) -> Result:
+    """Train under some attacks for 6 steps."""
+    results: Result = {}
+    for name in ("pgd", "pgd eval", "pgd awp", "free"):
+        spec = test_adversarial.adversarial(name, batch_size=20, budget={"examples_seen": 120})
+        model = network()
+        with noted_gradients() as gradients:
+            summary = fit(model, examples(), spec, 0, worker)
+        results[name] = {"gradients": gradients, "weights": weights(model), "facts": summary.facts}
     return results
 
 
@@ -213,6 +225,9 @@ def scenarios() -> dict[str, Scenario]:
             2,
             lambda worker, out: two_views(replace(worker, sharding="fsdp2"), out),
         ),
+        "attacked by one": (1, attacked),
+        "attacked by two": (2, attacked),
+        "attacked by three": (3, attacked),
         "two views in turn": (1, lambda worker, out: two_views(replace(worker, shards=2), out)),
     }
 
@@ -275,6 +290,22 @@ def test_workers_compare_the_views_of_the_whole_batch(by: str, result: Load) -> 
         assert max(off) < 0.01, name
         assert difference(found["weights"], one[name]["weights"]) < 1e-3
         assert equal(found["weights"], result(f"two views {by}", 1)[name]["weights"])
+
+
+@pytest.mark.parametrize("by", ["by two", "by three"])
+def test_workers_attack_the_images_that_one_would(by: str, result: Load) -> None:
+    one, several = result("attacked by one", 0), result(f"attacked {by}", 0)
+    assert len(several) == 4
+    for name, found in several.items():
+        assert len(found["gradients"]) == 6
+        pairs = zip(found["gradients"], one[name]["gradients"], strict=True)
+        off = [float((a - b).norm() / b.norm()) for a, b in pairs]
+        # rounding decides the sign of few pixels, and more at every step
+        assert off[0] < 1e-4 and max(off) < 0.05, (name, off)
+        assert found["facts"]["largest_perturbation"] == pytest.approx(
+            one[name]["facts"]["largest_perturbation"], rel=1e-4
+        )
+        assert equal(found["weights"], result(f"attacked {by}", 1)[name]["weights"])
 
 
 def test_one_worker_repeats_bit_for_bit_the_views_of_two(result: Load) -> None:

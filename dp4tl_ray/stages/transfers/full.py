@@ -14,9 +14,10 @@ from dp4tl_ray.stages.bench import Metrics, StageError
 from dp4tl_ray.stages.transfers.task import Outcome, Task
 from dp4tl_ray.training.checkpoint import Checkpoint
 from dp4tl_ray.training.examples import Examples
-from dp4tl_ray.training.fit import DivergedError, Halted, fit
+from dp4tl_ray.training.fit import Halted, fit
 from dp4tl_ray.training.inference import infer
 from dp4tl_ray.training.networks import Classifier, new_head
+from dp4tl_ray.training.passes import DivergedError
 from dp4tl_ray.training.worker import Progress
 
 Watch = Callable[[int, Classifier], None]

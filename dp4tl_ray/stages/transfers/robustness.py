@@ -1,6 +1,7 @@
 """Accuracy under attack of whatever a transfer has made."""
 
 from collections.abc import Callable, Sequence
+from typing import assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -8,68 +9,190 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dp4tl_ray.algorithms.attacks import ball_noise, pgd
+from dp4tl_ray.algorithms.attacks import Gradient, ball_noise, pgd
+from dp4tl_ray.algorithms.masking import Withstood, masking_alarm
 from dp4tl_ray.data.draws import Rows
-from dp4tl_ray.specs.adversarial import Robustness
+from dp4tl_ray.specs.adversarial import (
+    AnyRobustness,
+    AutoAttackRobustness,
+    Norm,
+    PGDRobustness,
+)
+from dp4tl_ray.specs.base import pixels_text
 from dp4tl_ray.stages.bench import StageError
+from dp4tl_ray.stages.transfers.ensemble import autoattack
 from dp4tl_ray.stages.transfers.task import Logits, Task
 from dp4tl_ray.training.examples import to_pixels
 from dp4tl_ray.training.objectives.adversarial import generator_for
+from dp4tl_ray.training.worker import number_for, seed_for
 
 BATCH = 256
 """Images attacked together; fixed, so that noise does not depend on a setting."""
+STEPS = 20
+"""Of the PGD that goes before an ensemble, and of the one in a ball without bounds."""
+NUM_NOISES = 10
+"""Random points of a ball that are tried against an image."""
+NOT_ATTACKED = -1
+"""Stands for the class of an image that an attack was spared."""
 
 
 def attacked_predictions(
-    logits: Logits, task: Task, predicted: Rows, checks: Sequence[Robustness]
+    logits: Logits, task: Task, predicted: Rows, checks: Sequence[AnyRobustness]
 ) -> npt.NDArray[np.int64]:
     """Return the class of each test image under each attack, (attacks, N), in the order of eps.
 
     An image that the classifier gets wrong as it is, or within a smaller ball of the same norm,
     keeps that class: the smaller perturbation is one within the larger ball.
     """
-    found = []
+    victim, found = _Victim(logits, task), []
     for check in checks:
-        under_attack = predicted.copy()
+        under_attack = np.where(_chosen(check, victim), predicted, NOT_ATTACKED)
         for eps in sorted(check.eps):
-            truth = task.labels[task.draw.test]
-            for start in range(0, len(truth), BATCH):
-                here = np.arange(start, min(start + BATCH, len(truth)))
-                left = here[under_attack[here] == truth[here]]
-                if len(left):
-                    under_attack[left] = _attack(logits, task, check, eps, left)
+            match check:
+                case PGDRobustness():
+                    victim.attack(under_attack, _pgd(victim, check.norm, eps, check.steps))
+                case AutoAttackRobustness():
+                    victim.attack(under_attack, _pgd(victim, check.norm, eps, STEPS))
+                    victim.attack(under_attack, _autoattack(victim, check.norm, eps))
+                case _:
+                    assert_never(check)
             found.append(under_attack.copy())
     return np.stack(found)
 
 
-def _attack(logits: Logits, task: Task, check: Robustness, eps: float, which: Rows) -> Rows:
-    """Return the classes of some test images after PGD."""
-    rows, device = task.draw.test[which], task.job.worker.device
-    pixels = to_pixels(task.images[rows], device)
-    labels = torch.from_numpy(task.labels[rows]).to(device)
-    purpose = f"{check.norm} {eps:.6g} {which[0]}"
-    generator = generator_for(device, task.seed, "robustness", purpose)
-    perturbed = pgd(
-        pixels,
-        _gradient(logits, labels),
-        norm=check.norm,
-        eps=eps,
-        steps=check.steps,
-        step_size=eps / 4,
-        noise=ball_noise(pixels.shape, check.norm, eps, generator),
+def masking(
+    logits: Logits, task: Task, attacked: npt.NDArray[np.int64], checks: Sequence[AnyRobustness]
+) -> str:
+    """Look for signs of masked gradients at the largest radius of each PGD; empty without any.
+
+    Args:
+        logits: The classifier.
+        task: Gives the test images, of which the first correctly classified ones are looked at.
+        attacked: What `attacked_predictions` found.
+        checks: The attacks.
+    """
+    victim, rows = _Victim(logits, task), iter(attacked)
+    alarms = []
+    for check in checks:
+        *_, last = (next(rows) for _ in check.eps)
+        if isinstance(check, PGDRobustness) and max(check.eps) > 0:
+            eps = max(check.eps)
+            if alarm := masking_alarm(_withstood(victim, check, eps, last)):
+                alarms.append(f"under pgd {check.norm} {pixels_text(eps)}, {alarm}")
+    return "; ".join(alarms)
+
+
+Attack = Callable[[Tensor, Tensor, int], Tensor]
+"""Pixels, labels, and the place of the first of them, for its noise -> perturbed pixels."""
+
+
+class _Victim:
+    """A classifier and the test images that it is attacked with."""
+
+    def __init__(self, logits: Logits, task: Task) -> None:
+        self.logits, self.task, self.device = logits, task, task.job.worker.device
+        self.truth = task.labels[task.draw.test]
+
+    def images(self, which: Rows) -> tuple[Tensor, Tensor]:
+        """Return pixels and labels of some test images."""
+        pixels = to_pixels(self.task.images[self.task.draw.test[which]], self.device)
+        return pixels, torch.from_numpy(self.truth[which]).to(self.device)
+
+    def classes(self, pixels: Tensor) -> Rows:
+        """Return the class of each image."""
+        with torch.no_grad():
+            classes: Rows = self.logits(pixels).argmax(dim=1).cpu().numpy()
+        return classes
+
+    def attack(self, under_attack: Rows, attack: Attack) -> None:
+        """Attack the images that are still classified correctly; note their classes in place."""
+        for start in range(0, len(self.truth), BATCH):
+            here = np.arange(start, min(start + BATCH, len(self.truth)))
+            left = here[under_attack[here] == self.truth[here]]
+            if len(left):
+                pixels, labels = self.images(left)
+                under_attack[left] = self.classes(attack(pixels, labels, int(left[0])))
+
+    def noise(self, pixels: Tensor, norm: Norm, eps: float, *purpose: str | int) -> Tensor:
+        """Draw a point of the ball for each image, the same at every call for a purpose."""
+        told = ("robustness", norm, f"{eps:.6g}", *purpose)
+        generator = generator_for(self.device, self.task.seed, *told)
+        return ball_noise(pixels.shape, norm, eps, generator)
+
+    def gradient(self, labels: Tensor) -> Gradient:
+        """Return the gradient of the cross-entropy, which attacks climb."""
+
+        def gradient(pixels: Tensor) -> Tensor:
+            leaf = pixels.detach().requires_grad_()
+            loss = F.cross_entropy(self.logits(leaf), labels, reduction="sum")
+            [found] = torch.autograd.grad(loss, [leaf])
+            if not found.isfinite().all():
+                raise StageError(
+                    "the gradient of a test image is not finite: its robustness is none"
+                )
+            return found
+
+        return gradient
+
+
+def _chosen(check: AnyRobustness, victim: _Victim) -> npt.NDArray[np.bool_]:
+    """Choose the test images to attack, (N,): all of them, or as many as are asked for."""
+    size = len(victim.truth)
+    if isinstance(check, PGDRobustness) or check.num_images >= size:
+        return np.ones(size, bool)
+    rng = np.random.default_rng(seed_for(victim.task.seed, "attacked"))
+    return np.isin(np.arange(size), rng.choice(size, check.num_images, replace=False))
+
+
+def _pgd(victim: _Victim, norm: Norm, eps: float, steps: int) -> Attack:
+    def attack(pixels: Tensor, labels: Tensor, first: int) -> Tensor:
+        return pgd(
+            pixels,
+            victim.gradient(labels),
+            norm=norm,
+            eps=eps,
+            steps=steps,
+            step_size=eps / 4,
+            noise=victim.noise(pixels, norm, eps, first),
+        )
+
+    return attack
+
+
+def _autoattack(victim: _Victim, norm: Norm, eps: float) -> Attack:
+    def attack(pixels: Tensor, labels: Tensor, first: int) -> Tensor:
+        if eps == 0:
+            return pixels
+        seed = number_for(victim.task.seed, "autoattack", first)
+        outputs = victim.task.num_classes
+        return autoattack(victim.logits, pixels, labels, outputs, norm=norm, eps=eps, seed=seed)
+
+    return attack
+
+
+def _withstood(victim: _Victim, check: PGDRobustness, eps: float, attacked: Rows) -> Withstood:
+    """Attack some correctly classified images in ways that a truly robust network withstands."""
+    some = np.arange(min(BATCH, len(victim.truth)))
+    pixels, _ = victim.images(some)
+    some = some[victim.classes(pixels) == victim.truth[some]]
+    if not len(some):
+        return Withstood(0, 0, 0, 0, 0)
+    pixels, labels = victim.images(some)
+    truth, norm, gradient = victim.truth[some], check.norm, victim.gradient(labels)
+
+    def share(perturbed: Tensor) -> float:
+        return float((victim.classes(perturbed) == truth).mean())
+
+    single = pgd(pixels, gradient, norm=norm, eps=eps, steps=1, step_size=eps)
+    withstood = np.ones(len(some), bool)
+    for n in range(NUM_NOISES):
+        noise = victim.noise(pixels, norm, eps, "noise", n)
+        withstood &= victim.classes((pixels + noise).clamp(0, 1)) == truth
+    whole = 1.0 if norm == "linf" else float(pixels[0].numel()) ** 0.5
+    return Withstood(
+        iterated=float((attacked[some] == truth).mean()),
+        single=share(single),
+        noise=float(withstood.mean()),
+        unbounded=share(_pgd(victim, norm, whole, STEPS)(pixels, labels, 0)),
+        flat=float((gradient(pixels).flatten(1) == 0).all(dim=1).double().mean()),
     )
-    with torch.no_grad():
-        classes: Rows = logits(perturbed).argmax(dim=1).cpu().numpy()
-    return classes
-
-
-def _gradient(logits: Logits, labels: Tensor) -> Callable[[Tensor], Tensor]:
-    def gradient(pixels: Tensor) -> Tensor:
-        leaf = pixels.detach().requires_grad_()
-        loss = F.cross_entropy(logits(leaf), labels, reduction="sum")
-        [found] = torch.autograd.grad(loss, [leaf])
-        if not found.isfinite().all():
-            raise StageError("the gradient of a test image is not finite: its robustness is none")
-        return found
-
-    return gradient

@@ -1,13 +1,14 @@
 """Adversarial training: the images of each pass are perturbed before the network learns from them.
 
 An attack asks the network for gradients of images alone, by `autograd.grad`: those of weights would
-cost as much again. Noise is drawn batch-norm group by batch-norm group, so that the number of
-workers changes nothing but the order of float additions; with `attack_bn: train` it also changes
-the running statistics a little, which no attack then looks at.
+cost as much again. Noise is drawn batch-norm group by batch-norm group, and an attack by running
+statistics takes those of all workers, so that their number changes nothing but the order of float
+additions; with `attack_bn: train` it also changes the running statistics a little, which no attack
+then looks at.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from typing import assert_never
@@ -34,9 +35,9 @@ from dp4tl_ray.training.examples import Examples, to_pixels
 from dp4tl_ray.training.networks import Classifier
 from dp4tl_ray.training.objectives.supervised import Shown, SupervisedBatch, SupervisedObjective
 from dp4tl_ray.training.parallel import Parallel
-from dp4tl_ray.training.passes import Pass, TrainingError
+from dp4tl_ray.training.passes import DivergedError, Pass
 from dp4tl_ray.training.recorder import DynamicsRecorder
-from dp4tl_ray.training.worker import Worker, seed_for
+from dp4tl_ray.training.worker import Worker, number_for, seed_for
 
 PROBED, PROBE_STEPS = 256, 5
 """Training images that are attacked after every epoch, as they are, and steps of that attack."""
@@ -72,14 +73,19 @@ class AdversarialObjective(SupervisedObjective):
         passes = [one for share in self.passes for one in share]
         if isinstance(self.attack, Free):
             return self._replay(parallel, batch, passes, step)
-        shown = (self._attacked(parallel, self.show(batch, one), one, step) for one in passes)
+        shown: Iterable[Shown] = (
+            self._attacked(parallel, self.show(batch, one), one, step) for one in passes
+        )
+        if self.attack.attack_bn == "eval":
+            self._share_statistics(parallel.model)
+            shown = list(shown)  # all by the statistics that there are before the first pass
         if self.attack.awp is None:
             return self.descend(parallel, shown, step)
-        kept = list(shown)
+        shown = list(shown)
         with frozen_statistics(parallel.model):
-            self.descend(parallel, kept, step, record=False)
+            self.descend(parallel, shown, step, record=False)
         with uphill_weights(parallel.model, self.attack.awp):
-            return self.descend(parallel, kept, step)
+            return self.descend(parallel, shown, step)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss; TRADES has the images themselves first, then the perturbed ones."""
@@ -93,7 +99,7 @@ class AdversarialObjective(SupervisedObjective):
         """Refuse gradients that are not numbers; attack a fixed batch of training images."""
         self.worker.sum_([self.broken])
         if self.broken:
-            raise TrainingError(f"{int(self.broken)} gradients of images were not finite")
+            raise DivergedError(f"{int(self.broken)} gradients of images are not finite")
         reaches = self.reach.new_zeros(self.worker.world_size)
         reaches[self.worker.rank] = self.reach
         self.worker.sum_([reaches])
@@ -189,6 +195,14 @@ class AdversarialObjective(SupervisedObjective):
                     assert_never(attack)
         self._look(perturbed, pixels)
         return replace(shown, pixels=perturbed)
+
+    def _share_statistics(self, model: nn.Module) -> None:
+        """Give every worker the running statistics of all, which are else averaged per epoch."""
+        norms = [module for module in model.modules() if isinstance(module, GroupedBatchNorm)]
+        moving = (
+            statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)
+        )
+        self.worker.mean_([statistic for statistic in moving if statistic is not None], self.weight)
 
     def _replay(
         self, parallel: Parallel, batch: SupervisedBatch, passes: list[Pass], step: int
@@ -292,9 +306,7 @@ class AdversarialObjective(SupervisedObjective):
 
 def generator_for(device: torch.device, seed: int, *purpose: str | int) -> torch.Generator:
     """Seed a stream of noise on a device."""
-    entropy = np.random.SeedSequence(seed_for(seed, *purpose))
-    number = int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1))
-    return torch.Generator(device).manual_seed(number)
+    return torch.Generator(device).manual_seed(number_for(seed, *purpose))
 
 
 @contextlib.contextmanager

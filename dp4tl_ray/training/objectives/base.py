@@ -35,6 +35,11 @@ class Objective(ABC, Generic[Batch]):
         """How far the pass under way moves the running statistics of batch norms."""
 
     @property
+    def weight(self) -> float:
+        """This worker's share of a batch; the mean over the workers is 1."""
+        return sum(one.weight for share in self.passes for one in share) / self.worker.shards
+
+    @property
     def several_passes(self) -> bool:
         """Whether a batch takes more than one pass on this worker."""
         return sum(len(share) for share in self.passes) > 1
