@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from dp4tl_ray.atomic import write_atomically
 from dp4tl_ray.plan import Cell, Plan
-from dp4tl_ray.specs.adversarial import PGDRobustness, robust_key
+from dp4tl_ray.specs.adversarial import PGDRobustness, relative_cost, robust_key
 from dp4tl_ray.specs.base import label
 from dp4tl_ray.specs.method import for_one_target
 from dp4tl_ray.specs.pretraining import Pretrained
@@ -87,6 +87,7 @@ def _result(
         budget=_budget(recipe),
         optimizer_steps=int(_metric(pretrain, "optimizer_steps")),
         examples_seen=int(_metric(pretrain, "examples_seen")),
+        step_cost=relative_cost(cell.adversarial),
         transfer=label(cell.transfer),
         transfer_hyperparameters=_hyperparameters(transfer),
         seed=cell.seed,

@@ -21,7 +21,7 @@ from dp4tl_ray.report.curves import (
     setting_labels,
     too_few,
 )
-from dp4tl_ray.report.tables import markdown_table
+from dp4tl_ray.report.layout import markdown_table
 from dp4tl_ray.specs.base import label
 from dp4tl_ray.specs.records import Result
 from dp4tl_ray.specs.training import Training

@@ -17,7 +17,7 @@ from dp4tl_ray.algorithms.agreement import mean_jaccard, spearman
 from dp4tl_ray.algorithms.neighbors import coverage_radius
 from dp4tl_ray.algorithms.selection import top_order
 from dp4tl_ray.plan import Cell, Plan
-from dp4tl_ray.report.tables import markdown_table
+from dp4tl_ray.report.layout import markdown_table
 from dp4tl_ray.scoring.examples import score_examples
 from dp4tl_ray.scoring.inputs import Embedding, Floats, Ints, ScorerInputs
 from dp4tl_ray.scoring.units import score_units

@@ -103,7 +103,7 @@ def the_panel(results: Sequence[Result], margin: float = MARGIN) -> Panel:
 
 
 def report(results: Sequence[Result], predictions: Any = first_correct) -> str:
-    return markdown(results, build_panels(results, MARGIN, predictions), MARGIN, None)
+    return markdown(results, build_panels(results, MARGIN, predictions), MARGIN, {})
 
 
 def cells(text: str, start: str) -> list[list[str]]:

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args, get_origin
 
 from dp4tl_ray.algorithms.lossless import CONFIDENCE, MIN_SEEDS, SENSITIVE_MARGINS
@@ -17,10 +17,11 @@ from dp4tl_ray.report.curves import (
     setting_labels,
     spread,
 )
+from dp4tl_ray.report.layout import MISSING, markdown_table, mean_sd, number
+from dp4tl_ray.report.variant_tables import variant_sections
+from dp4tl_ray.report.variants import Family
 from dp4tl_ray.specs.base import Spec
 from dp4tl_ray.specs.records import Result
-
-MISSING = "-"
 
 
 def csv_table(results: Iterable[Result]) -> str:
@@ -59,17 +60,23 @@ def markdown(
     results: Sequence[Result],
     panels: Sequence[Panel],
     margin: float,
-    figure: str | None,
+    figures: Mapping[str, str],
     confidence: float = CONFIDENCE,
     attacked: Sequence[tuple[str, Panel]] = (),
+    families: Sequence[Family] = (),
 ) -> str:
-    """Write what the results say: a section per target and setting, and what failed."""
+    """Write what the results say: a section per target and setting, and what failed.
+
+    Figures are shown under their captions, at the top.
+    """
     results = latest(results)
     labels = setting_labels([p.setting for p in panels], always=("objective", "network", "budget"))
     studies = ", ".join(f"`{s}`" for s in dict.fromkeys(r.study for r in results))
     lines = [f"# Results of {studies or 'nothing'}", "", *_notes(results, margin, confidence)]
-    if figure:
-        lines += ["", f"![accuracy over pruning ratio]({figure})"]
+    for caption, name in figures.items():
+        lines += ["", f"![{caption}]({name})"]
+    told = setting_labels([f.setting for f in families], always=("objective", "network", "budget"))
+    lines += variant_sections(families, [told[family.setting] for family in families])
     for panel in panels:
         label = labels[panel.setting]
         lines += ["", f"## {panel.setting.target}: {label}", "", *_levels(panel, margin)]
@@ -78,8 +85,8 @@ def markdown(
             lines += ["", *_cost_table(panel)]
         for attack, under in attacked:
             if under.setting == panel.setting:
-                lines += ["", f"### Under {attack}", "", *_levels(under, margin), ""]
-                lines += _accuracy_table(under, margin) if under.curves else []
+                lines += ["", f"### Under {attack}", "", *_levels(under, margin)]
+                lines += ["", *_accuracy_table(under, margin)] if under.curves else []
     alarms = [f"- {cell_name(r)}: {alarm}" for r in results for alarm in r.alarms]
     if alarms:
         lines += ["", f"## Alarms: {len(alarms)}", "", *alarms]
@@ -119,7 +126,7 @@ def _levels(panel: Panel, margin: float) -> list[str]:
     seconds = _mean_of([r.pretrain_seconds for r in panel.full])
     lines = [
         f"- full source: {_mean_sd(accuracies(panel.full))}, {_seeds(len(panel.full))}, "
-        f"pretraining {_number(seconds)} s",
+        f"pretraining {number(seconds)} s",
         f"- floor, untrained network: {_mean_sd(accuracies(panel.untrained))}, "
         f"{_seeds(len(panel.untrained))}",
         f"- floor, raw pixels: {_mean_sd(accuracies(panel.raw_pixels))}, "
@@ -201,22 +208,10 @@ def _cost_row(point: Point) -> list[str]:
         _mean([r.unvoted_share for r in point.done], "{:.3f}"),
         MISSING if point.loss_bound is None else f"{point.loss_bound:.3f}",
         MISSING if point.gain_kept is None else f"{point.gain_kept:.3f}",
-        _number(_mean_of([r.pretrain_seconds for r in point.done])),
+        number(_mean_of([r.pretrain_seconds for r in point.done])),
         MISSING if point.speed_up is None else f"{point.speed_up:.2f}x",
         MISSING if point.net_speed_up is None else f"{point.net_speed_up:.2f}x",
     ]
-
-
-def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lay out a Markdown table, head first, in columns that also read as plain text."""
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
-        for row in cells
-    ]
-    rule = "|-" + "-|-".join("-" * w for w in widths) + "-|"
-    return [lines[0], rule, *lines[1:]]
 
 
 def _seeds(number: int) -> str:
@@ -224,11 +219,7 @@ def _seeds(number: int) -> str:
 
 
 def _mean_sd(values: Sequence[float]) -> str:
-    summary = spread(values)
-    if summary is None:
-        return MISSING
-    sd = "" if summary.sd is None else f" ± {summary.sd:.3f}"
-    return f"{summary.mean:.3f}{sd}"
+    return mean_sd(spread(values))
 
 
 def _mean_of(values: Iterable[float | None]) -> float | None:
@@ -240,11 +231,3 @@ def _mean_of(values: Iterable[float | None]) -> float | None:
 def _mean(values: Iterable[float | None], layout: str) -> str:
     mean = _mean_of(values)
     return MISSING if mean is None else layout.format(mean)
-
-
-def _number(value: float | None) -> str:
-    """Write seconds with three digits or more, never in powers of ten."""
-    if value is None:
-        return MISSING
-    decimals = max(0, 2 - len(str(int(value))) + 1) if value else 0
-    return f"{value:,.{decimals}f}"

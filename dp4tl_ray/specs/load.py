@@ -29,6 +29,7 @@ NAMES = {
     "select": "rule",
     "pretraining": "objective",
     "adversarial": "attack",
+    "robustness": "attack",
     "transfers": "transfer",
 }
 """Field that may hold a bare name -> tag of the record that the name stands for."""

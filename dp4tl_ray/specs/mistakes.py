@@ -28,6 +28,7 @@ EXPECTED = {
     "float_type": "a number",
     "finite_number": "a finite number",
     "bool_type": "true or false",
+    "none_required": "null",
     "string_type": "a string",
     "string_too_short": "a string that is not empty",
     "tuple_type": "a list with at least one entry",

@@ -129,6 +129,9 @@ class Result(Spec):
     """Optimizer steps of the pretraining."""
     examples_seen: Annotated[int, Field(ge=0)]
     """Examples that the pretraining drew."""
+    step_cost: Annotated[float, Field(ge=0)] = 1.0
+    """Cost of an optimizer step of its adversarial variant, in steps of standard training, as
+    counted: a gradient of images takes two thirds of one, a forward pass a third."""
     transfer: str
     """Transfer protocol."""
     transfer_hyperparameters: Hyperparameters
