@@ -22,6 +22,8 @@ class GroupedBatchNorm(_BatchNorm):
     """Share of the way that the next pass moves, where a batch takes several (see `movements`); a
     tensor, because a compiled network would be compiled again for each number. None moves by
     MOMENTUM."""
+    frozen = False
+    """Whether a pass in training leaves the running statistics as they are."""
 
     def __init__(
         self, num_features: int, *, group_size: int, eps: float = 1e-5, affine: bool = True
@@ -34,9 +36,12 @@ class GroupedBatchNorm(_BatchNorm):
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         mean, var = self.running_mean, self.running_var
         assert mean is not None and var is not None
-        one_pass = self.movement is None
+        one_pass = self.movement is None and not self.frozen
         if not self.training or (one_pass and len(input) <= self.group_size):
             return self._normalise(input, mean, var, MOMENTUM)
+        if self.frozen:
+            groups = torch.split(input, self.group_size)
+            return _together([self._normalise(group, None, None, 0.0) for group in groups])
         means, variances, outputs = [], [], []
         for group in torch.split(input, self.group_size):
             # momentum 1 writes the group's own statistics into the two buffers
@@ -46,10 +51,17 @@ class GroupedBatchNorm(_BatchNorm):
         movement = MOMENTUM if self.movement is None else self.movement
         mean.lerp_(torch.stack(means).mean(dim=0), movement)
         var.lerp_(torch.stack(variances).mean(dim=0), movement)
-        return torch.cat(outputs)
+        return _together(outputs)
 
-    def _normalise(self, x: Tensor, mean: Tensor, var: Tensor, momentum: float) -> Tensor:
+    def _normalise(
+        self, x: Tensor, mean: Tensor | None, var: Tensor | None, momentum: float
+    ) -> Tensor:
         return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, momentum, self.eps)
+
+
+def _together(groups: list[Tensor]) -> Tensor:
+    """Concatenate; a single group as it is, which saves a copy."""
+    return groups[0] if len(groups) == 1 else torch.cat(groups)
 
 
 class GroupedBatchNorm1d(GroupedBatchNorm, nn.BatchNorm1d):

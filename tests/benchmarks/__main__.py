@@ -3,6 +3,7 @@
 import json
 import sys
 
+from tests.benchmarks.adversarial import adversarial_cost
 from tests.benchmarks.augmentation import augmentation
 from tests.benchmarks.bound import sweep_bound
 from tests.benchmarks.clustering import (
@@ -39,6 +40,7 @@ BENCHMARKS = {
     "lossless_search": lossless_search,
     "augmentation": augmentation,
     "ssl_cost": ssl_cost,
+    "adversarial_cost": adversarial_cost,
 }
 
 

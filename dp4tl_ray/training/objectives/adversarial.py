@@ -333,15 +333,13 @@ def attacking(model: nn.Module, attack_bn: AttackBatchNorm) -> Iterator[None]:
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
     """Normalise by the statistics of each batch, and leave the running ones as they are."""
     norms = [module for module in model.modules() if isinstance(module, GroupedBatchNorm)]
-    moved = [norm.movement for norm in norms]
     try:
         for norm in norms:
-            assert norm.running_mean is not None
-            norm.movement = norm.running_mean.new_zeros(())
+            norm.frozen = True
         yield
     finally:
-        for norm, movement in zip(norms, moved, strict=True):
-            norm.movement = movement
+        for norm in norms:
+            norm.frozen = False
 
 
 @contextlib.contextmanager
