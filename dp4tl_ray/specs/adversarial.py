@@ -199,10 +199,10 @@ class PGDRobustness(Robustness):
     """Accuracy under PGD (Madry et al. 2018).
 
     PGD climbs the cross-entropy of the whole of normalisation, network and head, in evaluation
-    mode and fp32, from one random start. It goes from the smallest eps to the largest, and only at
-    images that are still classified correctly: one that was fooled within a small ball is fooled
-    within a larger one. Signs that it only seems to fail raise an alarm: see
-    algorithms/masking.py.
+    mode and fp32, from one random start, until an image is taken for another class. It goes from
+    the smallest eps to the largest, and only at images that are still classified correctly: one
+    that was fooled within a small ball is fooled within a larger one. Signs that it only seems to
+    fail raise an alarm: see algorithms/masking.py.
     """
 
     attack: Literal["pgd"] = "pgd"

@@ -14,6 +14,7 @@ from dp4tl_ray.algorithms.attacks import (
     fgsm_step,
     overfitting_alarm,
     pgd,
+    pgd_classes,
     project,
 )
 
@@ -98,6 +99,44 @@ def test_pgd_is_that_of_foolbox(
         pixels, cross_entropy(network, labels), norm=norm, eps=eps, steps=steps, step_size=size
     )
     torch.testing.assert_close(own, clipped, rtol=0, atol=1e-6 if norm == "linf" else 1e-3)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_an_image_is_fooled_by_the_first_point_that_is_taken_for_another_class(
+    network: nn.Module, images: tuple[Tensor, Tensor], norm: Norm
+) -> None:
+    pixels = images[0]
+    labels = network(pixels).argmax(dim=1)
+    labels[0] = (labels[0] + 1) % 4  # wrong before anything is done
+    eps, size = (EPS, 2 / 255) if norm == "linf" else (0.7, 0.1)
+    noise = ball_noise(pixels.shape, norm, eps, torch.Generator().manual_seed(3))
+    found = pgd_classes(
+        pixels, labels, network, norm=norm, eps=eps, steps=6, step_size=size, noise=noise
+    )
+    assert (found != labels).any() and (found == labels).any()
+    for n in range(len(pixels)):  # one image at a time, all points
+        one, label = pixels[n : n + 1], labels[n : n + 1]
+        climb = cross_entropy(network, label)
+        expected = label
+        for steps in range(7):
+            point = pgd(
+                one, climb, norm=norm, eps=eps, steps=steps, step_size=size, noise=noise[n : n + 1]
+            )
+            if expected == label:
+                expected = network(point).argmax(dim=1)
+        assert found[n] == expected
+
+
+def test_a_gradient_that_is_not_finite_is_an_error(images: tuple[Tensor, Tensor]) -> None:
+    pixels = images[0]
+
+    def broken(x: Tensor) -> Tensor:
+        return torch.cat([1 + x.flatten(1)[:, :1] * 0, (x.flatten(1)[:, :1] * 0).sqrt()], dim=1)
+
+    with pytest.raises(ValueError, match="not finite"):
+        pgd_classes(
+            pixels, torch.zeros(16).long(), broken, norm="linf", eps=EPS, steps=1, step_size=EPS
+        )
 
 
 def test_fgsm_rs_is_bit_equal_to_torchattacks(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dp4tl_ray.algorithms.attacks import Gradient, ball_noise, pgd
+from dp4tl_ray.algorithms.attacks import ball_noise, pgd_classes
 from dp4tl_ray.algorithms.masking import Withstood, masking_alarm
 from dp4tl_ray.data.draws import Rows
 from dp4tl_ray.specs.adversarial import (
@@ -50,9 +50,10 @@ def attacked_predictions(
         for eps in sorted(check.eps):
             match check:
                 case PGDRobustness():
-                    victim.attack(under_attack, _pgd(victim, check.norm, eps, check.steps))
+                    attack = _pgd(victim, check.norm, eps, check.steps, eps / 4)
+                    victim.attack(under_attack, attack)
                 case AutoAttackRobustness():
-                    victim.attack(under_attack, _pgd(victim, check.norm, eps, STEPS))
+                    victim.attack(under_attack, _pgd(victim, check.norm, eps, STEPS, eps / 4))
                     victim.attack(under_attack, _autoattack(victim, check.norm, eps))
                 case _:
                     assert_never(check)
@@ -83,7 +84,7 @@ def masking(
 
 
 Attack = Callable[[Tensor, Tensor, int], Tensor]
-"""Pixels, labels, and the place of the first of them, for its noise -> perturbed pixels."""
+"""Pixels, labels, and the place of the first of them, for its noise -> what they are taken for."""
 
 
 class _Victim:
@@ -98,11 +99,10 @@ class _Victim:
         pixels = to_pixels(self.task.images[self.task.draw.test[which]], self.device)
         return pixels, torch.from_numpy(self.truth[which]).to(self.device)
 
-    def classes(self, pixels: Tensor) -> Rows:
+    def classes(self, pixels: Tensor) -> Tensor:
         """Return the class of each image."""
         with torch.no_grad():
-            classes: Rows = self.logits(pixels).argmax(dim=1).cpu().numpy()
-        return classes
+            return self.logits(pixels).argmax(dim=1)
 
     def attack(self, under_attack: Rows, attack: Attack) -> None:
         """Attack the images that are still classified correctly; note their classes in place."""
@@ -111,28 +111,13 @@ class _Victim:
             left = here[under_attack[here] == self.truth[here]]
             if len(left):
                 pixels, labels = self.images(left)
-                under_attack[left] = self.classes(attack(pixels, labels, int(left[0])))
+                under_attack[left] = attack(pixels, labels, int(left[0])).cpu().numpy()
 
     def noise(self, pixels: Tensor, norm: Norm, eps: float, *purpose: str | int) -> Tensor:
         """Draw a point of the ball for each image, the same at every call for a purpose."""
         told = ("robustness", norm, f"{eps:.6g}", *purpose)
         generator = generator_for(self.device, self.task.seed, *told)
         return ball_noise(pixels.shape, norm, eps, generator)
-
-    def gradient(self, labels: Tensor) -> Gradient:
-        """Return the gradient of the cross-entropy, which attacks climb."""
-
-        def gradient(pixels: Tensor) -> Tensor:
-            leaf = pixels.detach().requires_grad_()
-            loss = F.cross_entropy(self.logits(leaf), labels, reduction="sum")
-            [found] = torch.autograd.grad(loss, [leaf])
-            if not found.isfinite().all():
-                raise StageError(
-                    "the gradient of a test image is not finite: its robustness is none"
-                )
-            return found
-
-        return gradient
 
 
 def _chosen(check: AnyRobustness, victim: _Victim) -> npt.NDArray[np.bool_]:
@@ -144,17 +129,21 @@ def _chosen(check: AnyRobustness, victim: _Victim) -> npt.NDArray[np.bool_]:
     return np.isin(np.arange(size), rng.choice(size, check.num_images, replace=False))
 
 
-def _pgd(victim: _Victim, norm: Norm, eps: float, steps: int) -> Attack:
+def _pgd(victim: _Victim, norm: Norm, eps: float, steps: int, step_size: float) -> Attack:
     def attack(pixels: Tensor, labels: Tensor, first: int) -> Tensor:
-        return pgd(
-            pixels,
-            victim.gradient(labels),
-            norm=norm,
-            eps=eps,
-            steps=steps,
-            step_size=eps / 4,
-            noise=victim.noise(pixels, norm, eps, first),
-        )
+        try:
+            return pgd_classes(
+                pixels,
+                labels,
+                victim.logits,
+                norm=norm,
+                eps=eps,
+                steps=steps,
+                step_size=step_size,
+                noise=victim.noise(pixels, norm, eps, first),
+            )
+        except ValueError as error:
+            raise StageError(f"{error}: the robustness of this network is none") from error
 
     return attack
 
@@ -162,10 +151,11 @@ def _pgd(victim: _Victim, norm: Norm, eps: float, steps: int) -> Attack:
 def _autoattack(victim: _Victim, norm: Norm, eps: float) -> Attack:
     def attack(pixels: Tensor, labels: Tensor, first: int) -> Tensor:
         if eps == 0:
-            return pixels
+            return labels
         seed = number_for(victim.task.seed, "autoattack", first)
         outputs = victim.task.num_classes
-        return autoattack(victim.logits, pixels, labels, outputs, norm=norm, eps=eps, seed=seed)
+        found = autoattack(victim.logits, pixels, labels, outputs, norm=norm, eps=eps, seed=seed)
+        return victim.classes(found)
 
     return attack
 
@@ -173,26 +163,28 @@ def _autoattack(victim: _Victim, norm: Norm, eps: float) -> Attack:
 def _withstood(victim: _Victim, check: PGDRobustness, eps: float, attacked: Rows) -> Withstood:
     """Attack some correctly classified images in ways that a truly robust network withstands."""
     some = np.arange(min(BATCH, len(victim.truth)))
-    pixels, _ = victim.images(some)
-    some = some[victim.classes(pixels) == victim.truth[some]]
-    if not len(some):
-        return Withstood(0, 0, 0, 0, 0)
     pixels, labels = victim.images(some)
-    truth, norm, gradient = victim.truth[some], check.norm, victim.gradient(labels)
+    right = victim.classes(pixels) == labels
+    if not right.any():
+        return Withstood(0, 0, 0, 0, 0)
+    pixels, labels, some = pixels[right], labels[right], some[right.cpu().numpy()]
 
-    def share(perturbed: Tensor) -> float:
-        return float((victim.classes(perturbed) == truth).mean())
+    def share(classes: Tensor) -> float:
+        return float((classes == labels).double().mean())
 
-    single = pgd(pixels, gradient, norm=norm, eps=eps, steps=1, step_size=eps)
-    withstood = np.ones(len(some), bool)
+    norm, logits = check.norm, victim.logits
+    single = pgd_classes(pixels, labels, logits, norm=norm, eps=eps, steps=1, step_size=eps)
+    stands = torch.ones_like(labels, dtype=torch.bool)
     for n in range(NUM_NOISES):
         noise = victim.noise(pixels, norm, eps, "noise", n)
-        withstood &= victim.classes((pixels + noise).clamp(0, 1)) == truth
+        stands &= victim.classes((pixels + noise).clamp(0, 1)) == labels
     whole = 1.0 if norm == "linf" else float(pixels[0].numel()) ** 0.5
+    leaf = pixels.detach().requires_grad_()
+    [slope] = torch.autograd.grad(F.cross_entropy(logits(leaf), labels, reduction="sum"), [leaf])
     return Withstood(
-        iterated=float((attacked[some] == truth).mean()),
+        iterated=float((attacked[some] == victim.truth[some]).mean()),
         single=share(single),
-        noise=float(withstood.mean()),
-        unbounded=share(_pgd(victim, norm, whole, STEPS)(pixels, labels, 0)),
-        flat=float((gradient(pixels).flatten(1) == 0).all(dim=1).double().mean()),
+        noise=float(stands.double().mean()),
+        unbounded=share(_pgd(victim, norm, whole, STEPS, whole / 4)(pixels, labels, 0)),
+        flat=float((slope.flatten(1) == 0).all(dim=1).double().mean()),
     )
