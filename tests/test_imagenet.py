@@ -18,12 +18,13 @@ from dp4tl_ray.cli import main
 from dp4tl_ray.data.load import load_images
 from dp4tl_ray.plan import Plan
 from dp4tl_ray.results import read_results
+from dp4tl_ray.specs.adversarial import relative_cost
 from dp4tl_ray.specs.data import ImageFolder
 from dp4tl_ray.specs.load import load_study
 from dp4tl_ray.specs.pretraining import Pretrained
 from dp4tl_ray.specs.schema import schema_text
 from dp4tl_ray.specs.steps import PretrainStep, PruneStep
-from dp4tl_ray.specs.training import Training
+from dp4tl_ray.specs.training import Recipe, Training
 from dp4tl_ray.sweep import plan_study
 
 CLASSES, PER_CLASS = 1000, 2
@@ -73,6 +74,18 @@ OVERRIDES: dict[str, Overrides] = {
     "imagenet_label_mapping_vit": {
         **training("surrogate", 2),
         **training("pretraining.0", 1),
+    },
+    "imagenet_adversarial": {
+        **training("surrogate", 2),
+        **training("pretraining.0", 1),
+        "adversarial": ["none", "dp4tl_asis"],
+        "transfers.1.epochs": 1,
+        "transfers.1.lrs": [0.01],
+        "robustness.0.eps": ["1/255"],
+        "robustness.1.eps": [0.5],
+        # beyond what anything withstands, because Square takes 5,000 passes where it fails
+        "robustness.2.eps": [0.9],
+        "robustness.2.num_images": 2,
     },
 }
 
@@ -168,7 +181,7 @@ def test_the_cost_in_a_files_head_is_that_of_its_plan(
     assert stated is not None
     shares = [share_kept(plan, key) for key in trainings(plan)]
     assert int(stated[1]) == len(shares)
-    assert float(stated[2]) == pytest.approx(sum(shares))
+    assert float(stated[2]) == pytest.approx(sum(shares), abs=0.05)
 
 
 def trainings(plan: Plan) -> list[str]:
@@ -180,14 +193,17 @@ def trainings(plan: Plan) -> list[str]:
 
 
 def share_kept(plan: Plan, key: str) -> float:
-    """Return how much of a training on the full source a pretraining costs."""
+    """Return how much of a standard training on the full source a pretraining costs."""
     step = plan.steps[key]
-    assert isinstance(step.spec, PretrainStep) and isinstance(step.spec.pretraining, Training)
-    if step.spec.pretraining.budget.epochs is None or "prune" not in step.inputs:
-        return 1.0
+    assert isinstance(step.spec, PretrainStep)
+    recipe = step.spec.pretraining
+    assert isinstance(recipe, Training)
+    cost = relative_cost(recipe.adversarial) if isinstance(recipe, Recipe) else 1.0
+    if recipe.budget.epochs is None or "prune" not in step.inputs:
+        return cost
     prune = plan.steps[step.inputs["prune"]].spec
     assert isinstance(prune, PruneStep)
-    return 1 - prune.pruning_ratio
+    return cost * (1 - prune.pruning_ratio)
 
 
 @pytest.mark.parametrize("name", OVERRIDES)
