@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in $(PYTHONS); do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: quickstart test check unit hosts faults bench embedded methods questions
+.PHONY: quickstart test check unit hosts faults bench embedded methods adversarial questions
 
 .venv/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "needs Python 3.11 or newer: make PYTHON=/path/to/python"; exit 2; }
@@ -25,7 +25,7 @@ check: .venv/installed
 	$(BIN)/mypy dp4tl_ray tests
 
 unit: .venv/installed
-	$(BIN)/pytest -q --durations=10 -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -q --durations=10 -n 3 --dist loadfile --no-loadscope-reorder
 
 # cluster.yaml on two hosts made of network namespaces; root only, on Linux
 hosts: .venv/installed
@@ -49,6 +49,10 @@ methods: .venv/installed
 	$(BIN)/dp4tl run experiments/methods_embedded.yaml
 	$(BIN)/dp4tl run experiments/counterfactual_embedded.yaml
 	$(BIN)/dp4tl run experiments/multi_target_embedded.yaml
+
+# adversarial pretraining: variants, radii, and what equal cost buys; an hour on two cores
+adversarial: .venv/installed
+	$(BIN)/dp4tl run experiments/adversarial_embedded.yaml
 
 # the paper's further questions: without labels, weaker surrogates, few images, other architectures
 questions: .venv/installed

@@ -17,6 +17,7 @@ from dp4tl_ray.results import Predictions, collect, failures, write_results
 from dp4tl_ray.runners.board import Board, More, Tasks, tasks_of
 from dp4tl_ray.runners.progress import Display
 from dp4tl_ray.runners.status import StatusFile
+from dp4tl_ray.specs.adversarial import AutoAttackRobustness
 from dp4tl_ray.specs.data import ImageFolder, located
 from dp4tl_ray.specs.load import StudyError
 from dp4tl_ray.specs.network import TimmNetwork
@@ -70,10 +71,10 @@ def plan_study(
     Raises:
         DatasetError: A folder of pictures is missing or empty.
         ScorerError: A plug-in is not installed, or a file of scores or weights not there.
-        StudyError: A queue of keys is too long for the source, or timm is not installed.
+        StudyError: A queue of keys is too long for the source, or a package is not installed.
     """
     if absent is None:
-        check_networks(study)
+        check_packages(study)
     known = remembered(store, study.name) if store else {}
     plan = make_plan(study, Contents(known, absent))
     check_queues(study, absent)
@@ -87,8 +88,8 @@ def plan_study(
     return Plan(study, {k: s for k, s in plan.steps.items() if k in wanted}, [], plan.naive)
 
 
-def check_networks(study: Study) -> None:
-    """Refuse networks of a package that is not installed.
+def check_packages(study: Study) -> None:
+    """Refuse networks and attacks of a package that is not installed.
 
     Raises:
         StudyError: With what to install.
@@ -98,6 +99,12 @@ def check_networks(study: Study) -> None:
     networks = [recipe.network for recipe in recipes if isinstance(recipe, Training | Pretrained)]
     if any(isinstance(n, TimmNetwork) for n in networks) and find_spec("timm") is None:
         raise StudyError("network.arch: timm needs the package timm: pip install 'dp4tl_ray[timm]'")
+    ensembles = any(isinstance(check, AutoAttackRobustness) for check in study.robustness)
+    if ensembles and find_spec("pyautoattack") is None:
+        raise StudyError(
+            "robustness: autoattack needs the package pyautoattack: "
+            "pip install 'dp4tl_ray[autoattack]'"
+        )
 
 
 def check_queues(study: Study, absent: list[str] | None = None) -> None:

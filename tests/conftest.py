@@ -148,6 +148,11 @@ _LOCK = Path(tempfile.gettempdir()) / "dp4tl_ray_tests.lock"
 _held: list[IO[str]] = []
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests of Ray, which wait more than they compute; others go on beside them."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Let one process of tests start Ray at a time: two that start together can fail."""

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from dp4tl_ray.specs.adversarial import AnyAdversarial, AnyRobustness
-from dp4tl_ray.specs.base import TAGS, Spec, label
+from dp4tl_ray.specs.base import TAGS, Spec, label, pixels_text
 from dp4tl_ray.specs.data import Dataset, Source, Target
 from dp4tl_ray.specs.method import AnyMethod
 from dp4tl_ray.specs.network import AnyNetwork
@@ -90,6 +90,8 @@ def _shown(value: Any) -> str:
             return "null"
         case bool():
             return str(value).lower()
+        case float():
+            return pixels_text(value)
         case _:
             return str(value)
 

@@ -17,6 +17,7 @@ from dp4tl_ray.algorithms.masking import Withstood, masking_alarm
 from dp4tl_ray.data.draws import Draw
 from dp4tl_ray.results import Predictions, read_results
 from dp4tl_ray.specs.adversarial import AnyRobustness, Checks
+from dp4tl_ray.specs.load import StudyError
 from dp4tl_ray.stages.bench import StageError
 from dp4tl_ray.stages.transfers.ensemble import autoattack, members
 from dp4tl_ray.stages.transfers.robustness import NOT_ATTACKED, attacked_predictions, masking
@@ -63,7 +64,7 @@ def predicted(logits: Logits, one: Task) -> Any:
     return logits(pixels).argmax(dim=1).numpy()
 
 
-@pytest.mark.parametrize("classes", [2, 3, 4, 5])
+@pytest.mark.parametrize("classes", [2, 3, 5])
 def test_an_ensemble_is_at_most_pgd_at_most_clean_and_all_fall_with_the_radius(
     classes: int,
 ) -> None:
@@ -183,6 +184,15 @@ def test_every_sign_of_masking_has_its_words() -> None:
     assert "random noise fools 20%" in masking_alarm(Withstood(0.4, 0.5, 0.2, 0, 0))
     assert "50% of images withstand" in masking_alarm(Withstood(0.4, 0.5, 0.9, 0.5, 0))
     assert "gradient of 10%" in masking_alarm(Withstood(0.4, 0.5, 0.9, 0, 0.1))
+
+
+def test_a_study_that_wants_a_missing_ensemble_is_refused_before_any_work(
+    pictures: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dp4tl_ray.sweep.find_spec", lambda name: None)
+    plan_study(tiny_study(pictures, robustness=["pgd"]))
+    with pytest.raises(StudyError, match=r"robustness: .*pip install 'dp4tl_ray\[autoattack\]'"):
+        plan_study(tiny_study(pictures, robustness=["pgd", "autoattack"]))
 
 
 def test_a_study_of_variants_from_its_plan_to_its_report(
