@@ -78,9 +78,7 @@ def run_on_ray(
     run_folder.mkdir(parents=True)
     try:
         with _quiet(run_folder / "ray.log"), _ray():
-            ended = _run(
-                board, store, runtime, display, run_folder, more, scheduler, follower
-            )
+            ended = _run(board, store, runtime, display, run_folder, more, scheduler, follower)
     except (KeyboardInterrupt, InfeasibleError):
         shutil.rmtree(run_folder, ignore_errors=True)
         raise  # after any other error the log stays, for whoever has to find out

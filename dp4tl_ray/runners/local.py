@@ -73,9 +73,7 @@ def _add(board: Board, more: More | None) -> bool:
     return bool(board.open)
 
 
-def _draw(
-    board: Board, display: Display, stop: threading.Event, follower: Follower | None
-) -> None:
+def _draw(board: Board, display: Display, stop: threading.Event, follower: Follower | None) -> None:
     """Show the board, and how far its running step is, until told to stop."""
     while not stop.wait(0.3):
         _look(board, display, follower)
