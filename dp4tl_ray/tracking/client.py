@@ -78,8 +78,8 @@ class Client:
                 self.kill()
                 return False
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(timeout=0.2)
-        self.hearing.join(timeout=5)
+                self.process.wait(timeout=0.1)
+        self.hearing.join()
         return self.process.returncode == 0
 
     def kill(self) -> None:
@@ -87,6 +87,10 @@ class Client:
         with contextlib.suppress(OSError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        self.hearing.join()
 
     def _hear(self) -> None:
         for answer in self._answers():
@@ -100,9 +104,9 @@ class Client:
 
     def _answers(self) -> Iterator[Answer]:
         assert self.process.stdout is not None
-        with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):
+        with self.process.stdout as pipe, contextlib.suppress(EOFError, pickle.UnpicklingError):
             while True:
-                yield pickle.load(self.process.stdout)
+                yield pickle.load(pipe)
 
 
 def _overruling() -> set[str]:

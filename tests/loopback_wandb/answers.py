@@ -151,7 +151,7 @@ class Answers:
             run.opened, run.state = run.opened + 1, "running"
         return {"upsertBucket": {"inserted": new, "bucket": _bucket(run)}}
 
-    def stream(self, entity: str, project: str, name: str, body: Variables) -> None:
+    def stream(self, name: str, body: Variables) -> None:
         """Take rows, summary and the end of a run."""
         with self.lock:
             run = self.runs[name]

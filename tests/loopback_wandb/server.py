@@ -90,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(state.graphql(json.loads(body)))
             elif stream := STREAM.fullmatch(self.path):
                 if not state.dead:
-                    state.stream(*map(unquote, stream.groups()), json.loads(body))
+                    state.stream(unquote(stream[3]), json.loads(body))
                 self._send({"exitcode": None, "limits": {}})
             else:
                 self._send({}, 404)
