@@ -17,7 +17,7 @@ from dp4tl_ray.plan import make_plan
 from dp4tl_ray.results import read_results
 from dp4tl_ray.runners.journal import News
 from dp4tl_ray.specs.load import StudyError, load_study
-from dp4tl_ray.specs.records import Result
+from dp4tl_ray.specs.records import Metrics, Result, RobustAccuracy
 from dp4tl_ray.specs.study import Study, Wandb
 from dp4tl_ray.store import open_store
 from dp4tl_ray.tracking.entries import accuracies, run_id
@@ -28,6 +28,7 @@ from tests.loopback_wandb.answers import Run
 from tests.loopback_wandb.offline import OfflineRun, offline_runs
 from tests.loopback_wandb.server import Server
 from tests.test_cli import Answer, dp4tl
+from tests.test_report import result
 
 KEY = "an-api-key-that-is-to-be-found-nowhere-at-all"
 FINETUNE = {"transfer": "full_finetune", "epochs": 2, "lrs": [0.01]}
@@ -110,16 +111,16 @@ def copied(tracked: Tracked, tmp_path: Path) -> Path:
     return store
 
 
-def mirrors(run: Run | OfflineRun, result: Result) -> bool:
+def mirrors(run: Run | OfflineRun, line: Result) -> bool:
     """Whether a run says what a line of results.jsonl says."""
-    line = result.model_dump(mode="json", exclude={"metrics"})
+    expected = {**line.model_dump(mode="json", exclude={"metrics"}), **accuracies(line)}
     said = {**run.config, **run.summary}  # a null in a summary is not sent
-    return all(said.get(name) == value for name, value in {**line, **accuracies(result)}.items())
+    return all(said.get(name) == value for name, value in expected.items())
 
 
-def of_result(runs: list[Any], result: Result) -> Any:
+def of_result(runs: list[Any], line: Result) -> Any:
     """Return the one run that mirrors a line."""
-    (run,) = [run for run in runs if run.job_type == "finetune" and mirrors(run, result)]
+    (run,) = [run for run in runs if run.job_type == "finetune" and mirrors(run, line)]
     return run
 
 
@@ -130,12 +131,12 @@ def test_every_line_of_results_is_one_finished_run(tracked: Tracked) -> None:
     assert tracked.answer.returncode == 0 and tracked.answer.stderr == ""
     runs, results = tracked.server.in_group("tiny"), tracked.results
     assert len(runs) == len(results) == 8
-    for result in results:
-        run = of_result(runs, result)
+    for line in results:
+        run = of_result(runs, line)
         assert (run.project, run.state, run.exit_code, run.opened) == ("letters", "finished", 0, 1)
-        assert run.config["spec"]["pretraining"]["objective"] == result.objective
-        assert run.config["spec"]["transfer"]["transfer"] in result.transfer
-        assert result.objective in [*run.tags, "none"] and "reused" not in run.tags
+        assert run.config["spec"]["pretraining"]["objective"] == line.objective
+        assert run.config["spec"]["transfer"]["transfer"] in line.transfer
+        assert line.objective in [*run.tags, "none"] and "reused" not in run.tags
     assert f"10 runs at {tracked.server.url}" in tracked.answer.stdout
 
 
@@ -239,8 +240,8 @@ def test_what_was_done_before_appears_as_reused(
     assert answer.returncode == 0 and "0 steps run" in answer.stdout
     runs = server.in_group("tiny")
     assert len(runs) == 8
-    for result in tracked.results:
-        run = of_result(runs, result)
+    for line in tracked.results:
+        run = of_result(runs, line)
         assert "reused" in run.tags and run.config["reused"] == ["pretrain", "finetune"]
         assert run.history == [] and run.logged == []
     assert server.in_group("tiny", "surrogate") == []
@@ -289,8 +290,8 @@ def test_offline_runs_say_what_results_say_and_join_a_sweep_later(
     assert server.calls == []
     runs = offline_runs(copied)
     assert len(runs) == 9  # with the summary; the surrogate was trained before
-    for result in tracked.results:
-        run = of_result(runs, result)
+    for line in tracked.results:
+        run = of_result(runs, line)
         assert (run.group, run.exit_code) == ("tiny", 0)
     sync(copied)
     assert len(server.in_group("tiny")) == 8
@@ -349,8 +350,8 @@ def test_a_server_that_dies_in_mid_study_costs_nothing(
     there = {run.name for run in server.runs.values() if run.state == "finished"}
     here = {run.id for run in offline_runs(copied)}
     assert 0 < len(there) < 8 and here and len(there | here) >= 9
-    for result in tracked.results:
-        of_result([*offline_runs(copied), *(server.runs[n] for n in there - here)], result)
+    for line in tracked.results:
+        of_result([*offline_runs(copied), *(server.runs[n] for n in there - here)], line)
     second = serve()
     sync(copied)
     assert {run.name for run in second.runs.values()} == here
@@ -440,6 +441,18 @@ def test_what_cannot_be_written_is_said_and_costs_nothing(
     (copied / "wandb").write_text("in the way")
     answer = tracked.again("--set", "tracking.wandb.mode=offline", store=copied)
     assert answer.returncode == 0 and "results.jsonl is whole" in caplog.text
+
+
+def test_accuracies_under_attack_have_names_of_their_own() -> None:
+    attacks: list[dict[str, Any]] = [
+        {"norm": "linf", "eps": 4 / 255, "steps": 20, "accuracy": 0.2},
+        {"norm": "linf", "eps": 8 / 255, "steps": 20, "accuracy": 0.1},
+        {"norm": "l2", "eps": 0.5, "steps": 20, "accuracy": 0.3},
+    ]
+    checks = [RobustAccuracy.model_construct(**attack) for attack in attacks]
+    metrics = Metrics.model_construct(accuracy=0.9, mean_class_accuracy=0.8, robust=tuple(checks))
+    named = accuracies(result(0.9).model_copy(update={"metrics": metrics}))
+    assert len(named) == 5 and named["robust_accuracy/linf 20 8 of 255"] == 0.1
 
 
 def test_defaults_track_nothing() -> None:

@@ -90,15 +90,16 @@ def accuracies(result: Result) -> dict[str, float]:
     """Return the accuracies of a result by name, those under attack among them."""
     if result.metrics is None:
         return {}
-    return {
+    named = {
         "accuracy": result.metrics.accuracy,
         "mean_class_accuracy": result.metrics.mean_class_accuracy,
-        **{
-            f"robust_accuracy/{r.norm} {pixels_text(r.eps).replace('/', ' of ')}, {r.steps} steps":
-            r.accuracy
-            for r in result.metrics.robust
-        },
-    }  # fmt: skip
+    }
+    for check in result.metrics.robust:
+        eps = pixels_text(check.eps).replace("/", " of ")  # a slash would make a section
+        facts = check.model_dump(exclude={"accuracy", "eps"}).values()
+        attack = " ".join(str(fact) for fact in (*facts, eps) if fact is not None)
+        named[f"robust_accuracy/{attack}"] = check.accuracy
+    return named
 
 
 def manifest_summary(manifest: Manifest) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from tests.benchmarks.scoring import cheap_scores
 from tests.benchmarks.search import lossless_search
 from tests.benchmarks.speedup import pretraining_speedup
 from tests.benchmarks.throughput import train_throughput
+from tests.benchmarks.tracking import tracking_cost
 
 BENCHMARKS = {
     "sharing": sharing,
@@ -39,6 +40,7 @@ BENCHMARKS = {
     "lossless_search": lossless_search,
     "augmentation": augmentation,
     "ssl_cost": ssl_cost,
+    "tracking_cost": tracking_cost,
 }
 
 
