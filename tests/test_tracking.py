@@ -207,7 +207,7 @@ def test_a_rerun_adds_nothing_and_a_larger_study_what_is_new(
     tracked: Tracked, tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
-    shutil.copytree(tracked.store, store, ignore=shutil.ignore_patterns("latest-run"))
+    shutil.copytree(tracked.store, store)
     before = {name: len(run.history) for name, run in tracked.server.runs.items()}
     assert tracked.again(store=store).returncode == 0
     assert {name: len(run.history) for name, run in tracked.server.runs.items()} == before
@@ -221,7 +221,7 @@ def test_a_rerun_adds_nothing_and_a_larger_study_what_is_new(
     new = [run for name, run in tracked.server.runs.items() if name not in before]
     assert len(new) == 4 and {run.sweep for run in new} == {*tracked.server.sweeps}
     (failed,) = [run for run in new if run.config["pruning_ratio"] == 0.95]
-    assert failed.state == "failed" and "fewer than one batch" in failed.summary["error"]
+    assert failed.state == "failed" and "needs at least 2" in failed.summary["error"]
     for run in new:
         if run is not failed:  # its pretraining was there, its transfer is new
             assert "reused" in run.tags and run.config["reused"] == ["pretrain"]
@@ -272,13 +272,13 @@ def test_an_interrupted_run_is_resumed(
 
 
 def sync(store: Path) -> None:
-    wandb("sync", "--yes", store / "wandb")
+    wandb("sync", "--yes", store / "wandb", at=store)
 
 
-def wandb(*args: str | Path, **options: Any) -> None:
-    """Run the client's own command."""
+def wandb(*args: str | Path, at: Path) -> None:
+    """Run the client's own command in a folder, where it leaves files."""
     command = [Path(sys.executable).with_name("wandb"), *args]
-    subprocess.run(command, check=True, capture_output=True, **options)
+    subprocess.run(command, check=True, capture_output=True, cwd=at)
 
 
 def test_offline_runs_say_what_results_say_and_join_a_sweep_later(
@@ -352,9 +352,6 @@ def test_a_server_that_dies_in_mid_study_costs_nothing(
     assert 0 < len(there) < 8 and here and len(there | here) >= 9
     for line in tracked.results:
         of_result([*offline_runs(copied), *(server.runs[n] for n in there - here)], line)
-    second = serve()
-    sync(copied)
-    assert {run.name for run in second.runs.values()} == here
 
 
 def test_a_mirror_that_dies_costs_nothing(
@@ -377,25 +374,22 @@ def test_an_agent_runs_single_cells(
     tracked: Tracked, copied: Path, serve: Callable[[], Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve()
-    axes = ["methods=[label_mapping]", "pruning_ratios=[0.5]", "transfers=[linear_probe]"]
+    axes = ["methods=[label_mapping]", "transfers=[linear_probe]"]
+    axes += [f"pretraining=[{json.dumps(supervised())}]", "pruning_ratios=[0.5]"]
     options = [part for axis in axes for part in ("--set", axis)]
     answer = dp4tl("wandb-sweep", tracked.path, "--store", copied, "--local", *options)
     path = copied / "studies" / "tiny" / "wandb_sweep.yaml"
     assert str(path) in answer.stdout and "wandb sweep --project letters" in answer.stdout
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    wandb("sweep", "--project", "letters", path, cwd=copied)
+    wandb("sweep", "--project", "letters", path, at=copied)
     ((name, sweep),) = server.sweeps.items()
-    points = list(sweep.queue)
-    assert [point["pretraining"] for point in points][1] == "none" and len(points) == 2
-    wandb("agent", f"somebody/letters/{name}", cwd=copied)
-    runs = server.in_group("tiny")
-    assert [run.sweep for run in runs] == [name, name] and len(server.runs) == 2
-    for run, point in zip(runs, points, strict=True):
-        assert run.state == "finished" and run.config["pretraining"] == point["pretraining"]
-        assert "accuracy" in run.summary
-    assert len(tracked.results) == 8  # an agent reports all that is done
-    results = read_results(copied / "studies" / "tiny" / "results.jsonl")
-    assert len(results) == 2
+    (point,) = sweep.queue
+    wandb("agent", f"somebody/letters/{name}", at=copied)
+    (run,) = server.runs.values()  # neither a summary nor a surrogate: the agent asked for a cell
+    assert (run.sweep, run.state, run.group) == (name, "finished", "tiny")
+    for axis, value in point.items():
+        assert run.config[axis] == value
+    assert mirrors(run, read_results(copied / "studies" / "tiny" / "results.jsonl")[0])
 
 
 # -- the rest --------------------------------------------------------------------------------------

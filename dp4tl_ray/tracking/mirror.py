@@ -50,6 +50,7 @@ SETTINGS: dict[str, Any] = {
     "console": "off",
     "disable_git": True,
     "save_code": False,
+    "symlink": False,
     "x_disable_machine_info": True,
     "x_disable_meta": True,  # the command line among it
     "x_disable_stats": True,
