@@ -38,6 +38,8 @@ from dp4tl_ray.tracking.messages import (
 
 MAX_OPEN = 32
 """Runs held open at a time: each costs three threads."""
+RENEWED_AFTER = 100
+"""Runs after which the client's own helper is started anew: it keeps 80 KB of each."""
 PATIENCE_SECONDS = 20.0
 """How long the server may take to accept a run, or the last of its data."""
 REACH_SECONDS = 5.0
@@ -78,6 +80,8 @@ class Mirror:
         """Those that are open, the one that was idle for longest first."""
         self.sent: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         """Run -> step -> rows that it has."""
+        self.ended = 0
+        """Runs since the client's helper was started."""
         self.url = ""
 
     # -- where to ----------------------------------------------------------------------------------
@@ -184,6 +188,11 @@ class Mirror:
         if self.mode == "online":
             self._remove(f"run-*-{entry.id}")  # the server has it
         self._remove(f"offline-run-*-{entry.id}", folder)  # as it was before
+        self.sent.pop(entry.id, None)
+        self.ended += 1
+        if self.ended >= RENEWED_AFTER and not self.open:
+            wandb.teardown()
+            self.ended = 0
 
     def _ender(self, end: End) -> Callable[[Any, Entry], int]:
         def write(run: Any, entry: Entry) -> int:

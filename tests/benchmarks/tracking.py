@@ -8,18 +8,18 @@ from pathlib import Path
 from statistics import median
 from unittest import mock
 
-from dp4tl_ray.plan import make_plan
 from dp4tl_ray.specs.study import Study
 from dp4tl_ray.store import open_store
-from dp4tl_ray.sweep import run_study
+from dp4tl_ray.sweep import plan_study, run_study
 from dp4tl_ray.tracking.client import Client
 from dp4tl_ray.tracking.messages import Answer, Curve, End, Entry, Row, Setup, Tracked
 from tests.benchmarks.figure import Figure, figure
-from tests.conftest import supervised
+from tests.benchmarks.overhead import resident_memory
+from tests.conftest import study_data, supervised, write_folder
 from tests.loopback_wandb.server import Server
 from tests.processes import descendants
 
-CELLS, ROUNDS = 50, 3
+CELLS, ROUNDS = 50, 2
 EARLY, LATE, EPOCHS = 50, 200, 10
 
 
@@ -28,10 +28,14 @@ def tracking_cost() -> Iterator[Figure]:
     server = Server()
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, _environment(folder)):
         os.environ["WANDB_BASE_URL"] = server.url
+        pictures = {
+            "source": str(write_folder(Path(folder, "source"), range(6), 24, seed=0)),
+            "target": str(write_folder(Path(folder, "target"), range(1, 4), 30, seed=1)),
+        }
         seconds: dict[str, list[float]] = {"disabled": [], "offline": [], "online": []}
         for n in range(ROUNDS):
             for mode, taken in seconds.items():
-                taken.append(_study_seconds(mode, Path(folder, f"{mode}{n}")))
+                taken.append(_study_seconds(mode, pictures, Path(folder, f"{mode}{n}")))
         plain = median(seconds["disabled"])
         for mode in ("offline", "online"):
             tracked = median(seconds[mode])
@@ -54,24 +58,20 @@ def _environment(folder: str) -> dict[str, str]:
     }
 
 
-def _study_seconds(mode: str, store: Path) -> float:
+def _study_seconds(mode: str, pictures: dict[str, str], store: Path) -> float:
     """Run 50 cells in this process, 25 of them with pretrainings of their own."""
-    small = {"dataset": "glyphs_and_textures", "images_per_class": 8}
-    recipe = supervised(budget={"epochs": EPOCHS}, batch_size=72, batch_norm={"group_size": 72})
-    data = {
-        "name": "bench",
-        "source": small,
-        "targets": ["held_out_letters"],
-        "methods": ["random_classes"],
-        "pruning_ratios": [0.5],
-        "pretraining": [recipe],
-        "transfers": ["linear_probe", "knn"],
-        "seeds": list(range(CELLS // 2)),
-        "tracking": {"wandb": {"mode": mode}},
-    }
+    data = study_data(
+        pictures,
+        methods=["random_classes"],
+        pruning_ratios=[0.5],
+        pretraining=[supervised(budget={"epochs": EPOCHS})],
+        transfers=["linear_probe", "knn"],
+        seeds=list(range(CELLS // 2)),
+        tracking={"wandb": {"mode": mode}},
+    )
     study = Study.model_validate(data)
     started = time.perf_counter()
-    outcome = run_study(study, make_plan(study), open_store(str(store)), local=True)
+    outcome = run_study(study, plan_study(study), open_store(str(store)), local=True)
     taken = time.perf_counter() - started
     assert len(outcome.results) == CELLS and not outcome.errors
     return taken
@@ -106,6 +106,4 @@ def _mirror(folder: Path) -> Iterator[Figure]:
 
 def _resident(pid: int) -> float:
     """Return the memory of a process and of what it started."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    pids = [pid, *descendants(pid)]
-    return float(sum(int(Path(f"/proc/{p}/statm").read_text().split()[1]) for p in pids) * page)
+    return sum(map(resident_memory, [pid, *descendants(pid)]))
