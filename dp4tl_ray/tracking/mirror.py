@@ -10,8 +10,6 @@ import pickle
 import shutil
 import sys
 import threading
-import urllib.error
-import urllib.request
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -35,6 +33,7 @@ from dp4tl_ray.tracking.messages import (
     Setup,
     Tracked,
 )
+from dp4tl_ray.tracking.server import create_sweep, host, refusal
 
 MAX_OPEN = 32
 """Runs held open at a time: each costs three threads."""
@@ -42,7 +41,6 @@ RENEWED_AFTER = 100
 """Runs after which the client's own helper is started anew: it keeps 80 KB of each."""
 PATIENCE_SECONDS = 20.0
 """How long the server may take to accept a run, or the last of its data."""
-REACH_SECONDS = 5.0
 KILLED = 255
 """Exit code that Weights & Biases shows as killed instead of failed."""
 MISTAKES = (ValueError, TypeError, KeyError, wandb.errors.UsageError)
@@ -89,41 +87,20 @@ class Mirror:
     def prepare(self) -> Ready:
         """Find out whether the server can be reached and knows the key; else go offline."""
         why = ""
-        if self.mode == "online" and (why := self._refusal()):
+        if self.mode == "online" and (why := refusal()):
             self.mode = "offline"
         if self.mode == "online":
-            host = wandb.setup().settings.base_url
-            self.destination = f"{host} {self.setup.entity or ''}/{self.setup.project}"
+            self.destination = f"{host()} {self.setup.entity or ''}/{self.setup.project}"
         # a sweep that exists can be joined offline, too: the runs say so when they are sent
         known = self.setup.sweep_ids
         self.sweep_id = known.get(self.destination) or next(iter(known.values()), None)
         if self.mode == "online" and self.setup.sweep and self.destination not in known:
-            self.sweep_id = self._create_sweep(self.setup.sweep)
+            try:
+                self.sweep_id = create_sweep(self.setup)
+            except Exception as error:  # a dashboard less
+                self.sweep_id = None
+                self.answer(Said(f"the sweep was not created: {error}"))
         return Ready(self.mode, self.destination, why, self.sweep_id)
-
-    def _refusal(self) -> str:
-        """Say why runs cannot be sent; empty when they can."""
-        host = wandb.setup().settings.base_url
-        try:
-            with urllib.request.urlopen(host, timeout=REACH_SECONDS):
-                pass
-        except urllib.error.HTTPError:
-            pass  # it answers
-        except OSError as error:
-            return f"{host} cannot be reached ({getattr(error, 'reason', error)})"
-        try:
-            if not wandb.login(verify=True, prompt=False):
-                return f"there is no API key for {host} (`wandb login`, or WANDB_API_KEY)"
-        except Exception as error:
-            return str(error)
-        return ""
-
-    def _create_sweep(self, config: dict[str, Any]) -> str | None:
-        try:
-            return wandb.sweep(config, self.setup.entity, self.setup.project, [*self.setup.written])
-        except Exception as error:  # a dashboard less
-            self.answer(Said(f"the sweep was not created: {error}"))
-            return None
 
     def _go_offline(self, error: Exception) -> None:
         """Give up on the server: what it has not confirmed is written again, here."""
