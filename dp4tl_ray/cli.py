@@ -69,6 +69,11 @@ def _parser() -> argparse.ArgumentParser:
         "--until", choices=("score", "prune", "pretrain", "finetune"), default="finetune",
         help="stop after this stage; prune leaves the lists of kept examples",
     )  # fmt: skip
+    run.add_argument(
+        "--only", nargs="+", default=[], metavar="AXIS=VALUE",
+        help="run only the cells there, as an agent of a sweep does: --only seed=0 "
+        "method=label_mapping; all that are done are reported",
+    )  # fmt: skip
     verbs.add_parser(
         "report", parents=[study], help="write table and picture from the store",
         description="Write results.jsonl, results.csv, results.md and a picture (accuracy over "
@@ -92,6 +97,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Draw sample pictures of the source and of every target, as the network sees "
         "them, to samples.png in the study's folder.",
     )  # fmt: skip
+    sweep = verbs.add_parser(
+        "wandb-sweep", parents=[study], help="write a study as a sweep of Weights & Biases",
+        description="Write wandb_sweep.yaml to the study's folder: the axes as parameters, and the "
+        "command that runs one cell, for agents of Weights & Biases to take cells from.",
+    )  # fmt: skip
+    sweep.add_argument("--local", action="store_true", help="agents run cells without Ray")
     schema = verbs.add_parser("schema", help="print the JSON Schema of a file format")
     schema.add_argument("name", nargs="?", choices=("study", "manifest", "result"), default="study")
     schema.add_argument(
@@ -148,8 +159,10 @@ def _with_study(args: argparse.Namespace) -> int:
                 return _status(study, store, args.json)
             case "triage":
                 return _triage(study, store, args.local)
+            case "wandb-sweep":
+                return _wandb_sweep(study, store, args)
             case _:
-                return _run(study, store, args.local, args.until)
+                return _run(study, store, args.local, args.until, args.only)
     except (StudyError, StoreError, DatasetError, ScorerError, InfeasibleError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -201,12 +214,12 @@ def _plan(study: "Study", store: "Store", as_json: bool) -> int:
     return 0
 
 
-def _run(study: "Study", store: "Store", local: bool, until: str) -> int:
+def _run(study: "Study", store: "Store", local: bool, until: str, point: list[str]) -> int:
     from dp4tl_ray.runners.status import duration
     from dp4tl_ray.sweep import plan_study, run_study, weights_used
 
     plan = plan_study(study, until)  # type: ignore[arg-type]
-    outcome = run_study(study, plan, store, local)
+    outcome = run_study(study, plan, store, local, point)
     print(
         f"{study.name}: {outcome.ran} steps run, {outcome.reused} reused, "
         f"{len(outcome.errors)} failed, in {duration(outcome.seconds)}"
@@ -223,6 +236,8 @@ def _run(study: "Study", store: "Store", local: bool, until: str) -> int:
         print(f"report: {outcome.folder / 'results.md'}")
         if study.search == "lossless":
             print(f"largest lossless ratios: {outcome.folder / 'search.md'}")
+    if outcome.tracked:
+        print(outcome.tracked)
     return 1 if outcome.errors else 0
 
 
@@ -270,6 +285,18 @@ def _samples(study: "Study", store: "Store") -> int:
     from dp4tl_ray.samples import write_samples
 
     print(write_samples(study, store.study_folder(study.name)))
+    return 0
+
+
+def _wandb_sweep(study: "Study", store: "Store", args: argparse.Namespace) -> int:
+    from dp4tl_ray.tracking.sweep_file import write_sweep
+
+    options = [*(f"--set={text}" for text in args.overrides), *(["--local"] if args.local else [])]
+    path = write_sweep(study, store, args.study.absolute(), options)
+    print(f"sweep: {path}")
+    wandb = study.tracking.wandb
+    where = f"--project {wandb.project}" + (f" --entity {wandb.entity}" if wandb.entity else "")
+    print(f"create it: wandb sweep {where} {path}\nthen, on each machine: wandb agent ID")
     return 0
 
 

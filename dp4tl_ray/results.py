@@ -16,6 +16,7 @@ from dp4tl_ray.specs.method import for_one_target
 from dp4tl_ray.specs.pretraining import Pretrained
 from dp4tl_ray.specs.records import Hyperparameters, Manifest, Metrics, Result, RobustAccuracy
 from dp4tl_ray.specs.steps import SurrogateStep
+from dp4tl_ray.specs.study import Study
 from dp4tl_ray.specs.training import Training
 from dp4tl_ray.store import Artifact, Store
 
@@ -64,8 +65,7 @@ def _result(
     plan: Plan, store: Store, cell: Cell, artifacts: Mapping[str, Artifact], error: str
 ) -> Result:
     manifests = {role: artifact.manifest for role, artifact in artifacts.items()}
-    pretraining = cell.pretraining
-    recipe = pretraining if isinstance(pretraining, Training) else None
+    recipe = cell.pretraining if isinstance(cell.pretraining, Training) else None
     pretrain = manifests.get("pretrain")
     transfer = manifests.get("finetune")
     done = transfer is not None
@@ -74,23 +74,11 @@ def _result(
     # all that choosing took; for `counterfactual` that is many pretrainings
     scoring = {key for key in subset - surrogate if plan.steps[key].stage != "data"}
     return Result(
-        study=plan.study.name,
-        source=label(plan.study.source),
-        target=label(cell.target),
-        method=label(cell.method) if cell.method else "none",
-        own_method=label(for_one_target(cell.method)) if cell.method else "none",
-        pruning_ratio=cell.pruning_ratio,
-        objective=pretraining.objective,
-        pretraining=label(pretraining),
-        adversarial=label(cell.adversarial),
-        network=label(cell.network) if cell.network else "",
-        budget=_budget(recipe),
+        **axes_of(plan.study, cell),
         optimizer_steps=int(_metric(pretrain, "optimizer_steps")),
         examples_seen=int(_metric(pretrain, "examples_seen")),
         step_cost=relative_cost(cell.adversarial),
-        transfer=label(cell.transfer),
         transfer_hyperparameters=_hyperparameters(transfer),
-        seed=cell.seed,
         surrogate_seed=_pinned(plan, surrogate),
         metrics=Metrics(
             accuracy=_metric(transfer, "accuracy"),
@@ -117,6 +105,26 @@ def _result(
         attacked_digest=_checksum(transfer, ATTACKED),
         **_subset(manifests, recipe is not None),
     )
+
+
+def axes_of(study: Study, cell: Cell) -> dict[str, Any]:
+    """Return what a result says about the place of its cell in the study."""
+    pretraining = cell.pretraining
+    return {
+        "study": study.name,
+        "source": label(study.source),
+        "target": label(cell.target),
+        "method": label(cell.method) if cell.method else "none",
+        "own_method": label(for_one_target(cell.method)) if cell.method else "none",
+        "pruning_ratio": cell.pruning_ratio,
+        "objective": pretraining.objective,
+        "pretraining": label(pretraining),
+        "adversarial": label(cell.adversarial),
+        "network": label(cell.network) if cell.network else "",
+        "budget": _budget(pretraining if isinstance(pretraining, Training) else None),
+        "transfer": label(cell.transfer),
+        "seed": cell.seed,
+    }
 
 
 def _checksum(manifest: Manifest | None, name: str) -> str:

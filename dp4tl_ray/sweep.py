@@ -1,8 +1,9 @@
 """Run a study from its spec to its report: plan, compute what is missing, collect, mirror, draw."""
 
+import contextlib
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,7 @@ from dp4tl_ray.data.image_folder import is_absent
 from dp4tl_ray.plan import Plan, make_plan
 from dp4tl_ray.results import Predictions, collect, failures, write_results
 from dp4tl_ray.runners.board import Board, More, Tasks, tasks_of
+from dp4tl_ray.runners.journal import Follower, Journal
 from dp4tl_ray.runners.progress import Display
 from dp4tl_ray.runners.status import StatusFile
 from dp4tl_ray.specs.adversarial import AutoAttackRobustness
@@ -29,7 +31,8 @@ from dp4tl_ray.specs.study import Study
 from dp4tl_ray.specs.training import Training
 from dp4tl_ray.specs.unit_methods import Counterfactual
 from dp4tl_ray.store import Store
-from dp4tl_ray.tracking import track
+from dp4tl_ray.tracking.sweep_file import only
+from dp4tl_ray.tracking.tracker import Tracker
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Outcome:
     seconds: float
     folder: Path
     """Where results and report are."""
+    tracked: str = ""
+    """What was mirrored where, for people."""
 
 
 def plan_study(
@@ -175,13 +180,57 @@ def weights_used(plan: Plan, store: Store) -> list[str]:
     return sorted(lines)
 
 
-def run_study(study: Study, plan: Plan, store: Store, local: bool) -> Outcome:
-    """Compute what the store lacks, then write results.jsonl, the report, and the mirror."""
+def run_study(
+    study: Study, plan: Plan, store: Store, local: bool, point: Sequence[str] = ()
+) -> Outcome:
+    """Compute what the store lacks, then write results.jsonl, the report, and the mirror.
+
+    Args:
+        study: What is asked for.
+        plan: Its steps.
+        store: Where artifacts are and go.
+        local: Run in this process, without Ray.
+        point: Texts axis=value that the cells to run are at; the report is of all that are done.
+    """
+    part = only(plan, point) if point else plan
     started = time.perf_counter()
-    done = store.finished(plan.steps.values())
-    runtime = study.runtime
-    more = _search(study, plan, store)
+    done = store.finished(part.steps.values())
     remember(plan, store)
+    tracker = None
+    if part.cells and study.tracking.wandb.mode != "disabled":
+        tracker = Tracker(part, store, study.tracking.wandb)
+    folder, results = store.study_folder(study.name), list[Result]()
+    with tracker or contextlib.nullcontext():
+        board, grid = _run(study, part, store, done, local, tracker, searches=not point)
+        if plan.cells:
+            errors = failures(plan, store) | board.errors() if point else board.errors()
+            results, folder = report_study(study, plan, store, errors)
+        if tracker is not None:
+            tracker.report(results, folder)
+    return Outcome(
+        results,
+        grid,
+        board.ran,
+        len(done),
+        board.errors(),
+        time.perf_counter() - started,
+        folder,
+        tracker.text() if tracker is not None else "",
+    )
+
+
+def _run(
+    study: Study,
+    plan: Plan,
+    store: Store,
+    done: set[str],
+    local: bool,
+    tracker: Tracker | None,
+    searches: bool,
+) -> tuple[Board, list[Result]]:
+    """Run what is not done; returns the board as it ended, and what Tune says of its cells."""
+    runtime, grid = study.runtime, list[Result]()
+    more = _search(study, plan, store) if searches else None
     board = Board(
         plan,
         done,
@@ -189,25 +238,23 @@ def run_study(study: Study, plan: Plan, store: Store, local: bool) -> Outcome:
         max_attempts=runtime.max_failures + 1,
         max_preemptions=runtime.max_preemptions,
     )
-    grid = list[Result]()
-    if not board.finished:
-        status = StatusFile(store.study_folder(study.name) / "status.json", store.publish)
-        with Display(study.name, status) as display:
-            if local:
-                from dp4tl_ray.runners.local import run_local
+    if board.finished:
+        return board, grid
+    follower = None
+    if tracker is not None:
+        board.journal, follower = Journal(), Follower(tracker.hear)
+    status = StatusFile(store.study_folder(study.name) / "status.json", store.publish)
+    with Display(study.name, status) as display:
+        if local:
+            from dp4tl_ray.runners.local import run_local
 
-                run_local(board, store, runtime, display, more)
-            else:
-                from dp4tl_ray.runners.cluster import run_on_ray
+            run_local(board, store, runtime, display, more, follower)
+        else:
+            from dp4tl_ray.runners.cluster import run_on_ray
 
-                board, grid = run_on_ray(board, store, runtime, display, more)
-                display.update(board.summary())
-    folder, results = store.study_folder(study.name), list[Result]()
-    if plan.cells:
-        results, folder = report_study(study, plan, store, board.errors())
-        track(results, study.tracking.wandb, store.root)
-    seconds = time.perf_counter() - started
-    return Outcome(results, grid, board.ran, len(done), board.errors(), seconds, folder)
+            board, grid = run_on_ray(board, store, runtime, display, more, follower=follower)
+            display.update(board.summary())
+    return board, grid
 
 
 def _search(study: Study, plan: Plan, store: Store) -> More | None:

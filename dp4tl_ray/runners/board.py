@@ -10,9 +10,9 @@ from itertools import islice
 from typing import Literal
 
 from dp4tl_ray.plan import Plan, PlannedStep, is_wide
+from dp4tl_ray.runners.journal import Journal, News, Progress
 
 State = Literal["waiting", "ready", "running", "done", "failed"]
-Progress = dict[str, float | int | str]
 Tasks = dict[str, list[str]]
 """Name of a cell -> the last steps that it needs."""
 More = Callable[[Mapping[str, str]], Tasks]
@@ -133,6 +133,8 @@ class Board:
         self.expecting = False
         """Whether more may be wanted later: lanes then wait instead of ending."""
         self.ran = 0
+        self.journal: Journal | None = None
+        """What happened, where somebody follows the study."""
         self.cells: dict[str, frozenset[str]] = {}
         self.open: set[str] = set()
         """Steps that are wanted and neither done nor failed."""
@@ -284,6 +286,7 @@ class Board:
         self._move(key, "done")
         entry.seconds = time.monotonic() - entry.taken_at
         self.ran += ran
+        self._tell(News(key, "ran" if ran else "found"))
         for user in self.plan.users[key]:
             self._refresh(user)
 
@@ -292,6 +295,7 @@ class Board:
         entry = self.entries[key]
         entry.error, entry.progress = error, {}
         self._move(key, "failed")
+        self._tell(News(key, "failed", error=error))
         for user in self.plan.users[key]:
             if self.entries[user].state in ("waiting", "ready"):
                 self.fail(user, error)
@@ -317,7 +321,16 @@ class Board:
     def progress(self, key: str, progress: Progress) -> bool:
         """Note how far a running step is; returns whether somebody still waits for it."""
         self.entries[key].progress = progress
+        self._tell(News(key, "progress", progress))
         return self.entries[key].wanted > 0
+
+    def _tell(self, news: News) -> None:
+        if self.journal is not None:
+            self.journal.add(news)
+
+    def news(self, heard: int) -> list[News]:
+        """Return what happened after the first `heard` events."""
+        return self.journal.since(heard) if self.journal is not None else []
 
     def close(self, why: str) -> None:
         """Give up everything that is not finished; lanes end when they next ask."""

@@ -24,6 +24,7 @@ from dp4tl_ray.runners.admission import InfeasibleError
 from dp4tl_ray.runners.board import Board, More
 from dp4tl_ray.runners.desk import open_desk
 from dp4tl_ray.runners.fleet import Fleet
+from dp4tl_ray.runners.journal import Follower
 from dp4tl_ray.runners.lane import POLL_SECONDS
 from dp4tl_ray.runners.progress import Display
 from dp4tl_ray.specs.records import Result
@@ -52,6 +53,7 @@ def run_on_ray(
     display: Display,
     more: More | None = None,
     scheduler: Any = None,
+    follower: Follower | None = None,
 ) -> tuple[Board, list[Result]]:
     """Run every step of a board on Ray.
 
@@ -64,6 +66,7 @@ def run_on_ray(
         display: Shows the progress.
         more: Asked for cells to add as others end.
         scheduler: A scheduler of Ray Tune, which may stop cells; null stops none.
+        follower: Told what happens to the steps.
 
     Returns:
         The board as it ended, and the lines of Tune's `ResultGrid`.
@@ -75,7 +78,7 @@ def run_on_ray(
     run_folder.mkdir(parents=True)
     try:
         with _quiet(run_folder / "ray.log"), _ray():
-            ended = _run(board, store, runtime, display, run_folder, more, scheduler)
+            ended = _run(board, store, runtime, display, run_folder, more, scheduler, follower)
     except (KeyboardInterrupt, InfeasibleError):
         shutil.rmtree(run_folder, ignore_errors=True)
         raise  # after any other error the log stays, for whoever has to find out
@@ -91,6 +94,7 @@ def _run(
     run_folder: Path,
     more: More | None,
     scheduler: Any,
+    follower: Follower | None,
 ) -> tuple[Board, list[Result]]:
     """Start board and lanes, run the trials, and wait for the lanes to end."""
     import ray
@@ -106,7 +110,9 @@ def _run(
     width = fleet.formation.lanes * runtime.pretrain_workers + fleet.formation.single_lanes
     at_a_time = min(max(4, 2 * width), MAX_TRIALS)
     stop, working = threading.Event(), threading.Event()
-    watcher = threading.Thread(target=_watch, args=(fleet, display, stop, working), daemon=True)
+    watcher = threading.Thread(
+        target=_watch, args=(fleet, display, stop, working, follower), daemon=True
+    )
     watcher.start()
     try:
         fleet.ask_for_nodes()
@@ -124,10 +130,18 @@ def _run(
         watcher.join()
     fleet.end(seconds=60)
     ended: Board = ray.get(desk.board.remote())
+    if follower is not None:
+        follower.hear(ended.news)
     return ended, lines
 
 
-def _watch(fleet: Fleet, display: Display, stop: threading.Event, working: threading.Event) -> None:
+def _watch(
+    fleet: Fleet,
+    display: Display,
+    stop: threading.Event,
+    working: threading.Event,
+    follower: Follower | None,
+) -> None:
     """Look after the lanes and draw the board until nothing is left to do."""
     import ray
 
@@ -137,6 +151,8 @@ def _watch(fleet: Fleet, display: Display, stop: threading.Event, working: threa
             if summary is None:
                 break
             display.update(summary, len(fleet.lanes), fleet.note)
+            if follower is not None:
+                follower.hear(lambda heard: ray.get(fleet.desk.news.remote(heard), timeout=30))
             if summary.running or summary.over:
                 working.set()
         except ray.exceptions.GetTimeoutError:

@@ -4,7 +4,8 @@ import uuid
 from collections.abc import Collection
 from typing import Any
 
-from dp4tl_ray.runners.board import Board, Progress, Summary
+from dp4tl_ray.runners.board import Board, Summary
+from dp4tl_ray.runners.journal import News, Progress
 
 
 def open_desk(board: Board) -> tuple[Any, str]:
@@ -75,6 +76,10 @@ class DeskActor:
     def summary(self) -> Summary:
         """Return what a display shows."""
         return self._board.summary()
+
+    def news(self, heard: int) -> list[News]:
+        """Return what happened after the first `heard` events."""
+        return self._board.news(heard)
 
     def asked(self) -> set[str]:
         """Return the lanes that have started to work."""

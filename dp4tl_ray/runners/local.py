@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from dp4tl_ray.runners.board import Board, More
+from dp4tl_ray.runners.journal import Follower
 from dp4tl_ray.runners.progress import Display
 from dp4tl_ray.runners.step import choose_device, run_step
 from dp4tl_ray.specs.study import Runtime
@@ -15,7 +16,12 @@ from dp4tl_ray.training.worker import Worker
 
 
 def run_local(
-    board: Board, store: Store, runtime: Runtime, display: Display, more: More | None = None
+    board: Board,
+    store: Store,
+    runtime: Runtime,
+    display: Display,
+    more: More | None = None,
+    follower: Follower | None = None,
 ) -> None:
     """Run every step of a board in this process; returns when nothing is left.
 
@@ -28,6 +34,7 @@ def run_local(
         runtime: Threads, device, and how a batch is shared.
         display: Shows the progress.
         more: Asked for cells to add when nothing is left.
+        follower: Told what happens to the steps.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(runtime.threads_per_worker)
@@ -39,7 +46,7 @@ def run_local(
         compile=runtime.compile,
     )
     stop = threading.Event()
-    drawing = threading.Thread(target=_draw, args=(board, display, stop), daemon=True)
+    drawing = threading.Thread(target=_draw, args=(board, display, stop, follower), daemon=True)
     drawing.start()
     try:
         while True:
@@ -54,7 +61,7 @@ def run_local(
     finally:
         stop.set()
         drawing.join()
-        display.update(board.summary())  # what happened since the last look
+        _look(board, display, follower)  # at what happened since the last look
         torch.set_num_threads(threads)
 
 
@@ -66,7 +73,13 @@ def _add(board: Board, more: More | None) -> bool:
     return bool(board.open)
 
 
-def _draw(board: Board, display: Display, stop: threading.Event) -> None:
+def _draw(board: Board, display: Display, stop: threading.Event, follower: Follower | None) -> None:
     """Show the board, and how far its running step is, until told to stop."""
     while not stop.wait(0.3):
-        display.update(board.summary())
+        _look(board, display, follower)
+
+
+def _look(board: Board, display: Display, follower: Follower | None) -> None:
+    display.update(board.summary())
+    if follower is not None:
+        follower.hear(board.news)

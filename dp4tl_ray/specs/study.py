@@ -71,7 +71,8 @@ class Wandb(Spec):
     """Weights & Biases."""
 
     mode: Literal["online", "offline", "disabled"] = "disabled"
-    """offline writes runs to the store, to be sent later with `wandb sync`."""
+    """online shows a study while it runs. offline writes runs to the store, to be sent later with
+    `wandb sync`; so does online when the server cannot be reached."""
     project: Annotated[str, Field(min_length=1)] = "dp4tl_ray"
     """Project of the runs; the study is their group."""
     entity: str | None = None

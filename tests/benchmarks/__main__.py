@@ -21,6 +21,7 @@ from tests.benchmarks.scoring import cheap_scores
 from tests.benchmarks.search import lossless_search
 from tests.benchmarks.speedup import pretraining_speedup
 from tests.benchmarks.throughput import train_throughput
+from tests.benchmarks.tracking import tracking_cost
 
 BENCHMARKS = {
     "sharing": sharing,
@@ -41,6 +42,7 @@ BENCHMARKS = {
     "augmentation": augmentation,
     "ssl_cost": ssl_cost,
     "adversarial_cost": adversarial_cost,
+    "tracking_cost": tracking_cost,
 }
 
 

@@ -1,0 +1,56 @@
+"""What of a study has been tracked where: one line per run, beside the study's results."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from dp4tl_ray.store import Store, StoreError
+
+
+class Ledger:
+    """Lines that are appended one by one, so that a killed study forgets none.
+
+    Args:
+        store: Of the study, which shows the lines to other drivers.
+        study: Its name.
+    """
+
+    def __init__(self, store: Store, study: str) -> None:
+        self.store = store
+        self.path: Path = store.study_folder(study) / "tracked.jsonl"
+        self.runs: dict[tuple[str, str], str] = {}
+        """Destination and run -> how it ended."""
+        self.sweeps: dict[str, str] = {}
+        """Destination -> sweep."""
+        text = ""
+        with contextlib.suppress(OSError, StoreError):
+            text = store.read_text(self.path)
+        for line in text.splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a torn line
+                self._learn(json.loads(line))
+
+    def _learn(self, line: dict[str, Any]) -> None:
+        if "sweep" in line:
+            self.sweeps[line["destination"]] = line["sweep"]
+        else:
+            self.runs[line["destination"], line["run"]] = line["outcome"]
+
+    def note(self, **line: str) -> None:
+        """Add a line: a destination with a sweep, or with a run and its outcome."""
+        self._learn(line)
+        with contextlib.suppress(OSError):  # a full disk costs a run that is written twice
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + os.linesep)
+
+    def publish(self) -> None:
+        """Show the lines to other drivers."""
+        with contextlib.suppress(OSError, StoreError):
+            if self.path.exists():
+                self.store.publish(self.path)
+
+    def at(self, destination: str) -> dict[str, str]:
+        """Return the runs that were tracked at a destination, and how they ended."""
+        return {run: outcome for (place, run), outcome in self.runs.items() if place == destination}

@@ -1,0 +1,109 @@
+"""What tracking costs a study, and whether the process that does it grows."""
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from unittest import mock
+
+from dp4tl_ray.specs.study import Study
+from dp4tl_ray.store import open_store
+from dp4tl_ray.sweep import plan_study, run_study
+from dp4tl_ray.tracking.client import Client
+from dp4tl_ray.tracking.messages import Answer, Curve, End, Entry, Row, Setup, Tracked
+from tests.benchmarks.figure import Figure, figure
+from tests.benchmarks.overhead import resident_memory
+from tests.conftest import study_data, supervised, write_folder
+from tests.loopback_wandb.server import Server
+from tests.processes import descendants
+
+CELLS, ROUNDS = 50, 2
+EARLY, LATE, EPOCHS = 50, 200, 10
+
+
+def tracking_cost() -> Iterator[Figure]:
+    """Compare a study of 50 cells online, offline and disabled; then 200 cells in one mirror."""
+    server = Server()
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, _environment(folder)):
+        os.environ["WANDB_BASE_URL"] = server.url
+        pictures = {
+            "source": str(write_folder(Path(folder, "source"), range(6), 24, seed=0)),
+            "target": str(write_folder(Path(folder, "target"), range(1, 4), 30, seed=1)),
+        }
+        seconds: dict[str, list[float]] = {"disabled": [], "offline": [], "online": []}
+        for n in range(ROUNDS):
+            for mode, taken in seconds.items():
+                taken.append(_study_seconds(mode, pictures, Path(folder, f"{mode}{n}")))
+        plain = median(seconds["disabled"])
+        for mode in ("offline", "online"):
+            tracked = median(seconds[mode])
+            spread = f"{min(seconds[mode]):.1f} to {max(seconds[mode]):.1f} in {ROUNDS} rounds"
+            unit = f"s for {CELLS} cells vs tracking disabled ({spread})"
+            yield figure(f"study_{mode}", tracked, plain, unit)
+            unit = "s of wall time per cell vs the limit"
+            yield figure(f"overhead_{mode}", (tracked - plain) / CELLS, 0.5, unit)
+        yield from _mirror(Path(folder, "mirror"))
+    server.stop()
+    assert server.unknown == [] and server.broken == []
+
+
+def _environment(folder: str) -> dict[str, str]:
+    return {
+        "WANDB_API_KEY": "x" * 40,
+        "WANDB_ERROR_REPORTING": "false",
+        "WANDB_CONFIG_DIR": f"{folder}/config",
+        "WANDB_CACHE_DIR": f"{folder}/cache",
+    }
+
+
+def _study_seconds(mode: str, pictures: dict[str, str], store: Path) -> float:
+    """Run 50 cells in this process, 25 of them with pretrainings of their own."""
+    data = study_data(
+        pictures,
+        methods=["random_classes"],
+        pruning_ratios=[0.5],
+        pretraining=[supervised(budget={"epochs": EPOCHS})],
+        transfers=["linear_probe", "knn"],
+        seeds=list(range(CELLS // 2)),
+        tracking={"wandb": {"mode": mode}},
+    )
+    study = Study.model_validate(data)
+    started = time.perf_counter()
+    outcome = run_study(study, plan_study(study), open_store(str(store)), local=True)
+    taken = time.perf_counter() - started
+    assert len(outcome.results) == CELLS and not outcome.errors
+    return taken
+
+
+def _mirror(folder: Path) -> Iterator[Figure]:
+    """Track 200 cells as fast as one mirror can."""
+    folder.mkdir()
+    tracked: list[tuple[float, float]] = []
+
+    def listen(answer: Answer) -> None:
+        if isinstance(answer, Tracked):
+            tracked.append((time.perf_counter(), _resident(client.process.pid)))
+
+    with (folder / "log").open("wb") as log:
+        client = Client(Setup("online", "bench", None, "bench", folder), log, listen)
+    client.wait()
+    started = time.perf_counter()
+    for n in range(LATE):
+        curves = {f"step{n}": Curve("pretrain", "epoch")}
+        client.send(Entry(f"cell{n}", f"cell{n}", "finetune", ("a",), {"seed": n}, curves))
+        for epoch in range(EPOCHS):
+            client.send(Row(f"step{n}", {"epoch": epoch, "loss": 1 / (epoch + 1)}))
+        client.send(End(f"cell{n}", "done", False, {"accuracy": 0.5, "num_kept": n}))
+    assert client.end() and len(tracked) == LATE
+    (_, early), (late_at, late) = tracked[EARLY - 1], tracked[LATE - 1]
+    unit = "s of the mirror per cell vs the limit"
+    yield figure("mirror_per_cell", (late_at - started) / LATE, 0.5, unit)
+    unit = f"MiB of mirror and client after {LATE} cells vs after {EARLY}"
+    yield figure("mirror_memory", late / 2**20, early / 2**20, unit)
+
+
+def _resident(pid: int) -> float:
+    """Return the memory of a process and of what it started."""
+    return sum(map(resident_memory, [pid, *descendants(pid)]))
