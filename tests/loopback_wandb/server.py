@@ -105,3 +105,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         found = self.server.state.files.get(unquote(self.path.removeprefix("/storage/")))
         self._send(found or b"", 200 if found is not None else 404)
+
+
+if __name__ == "__main__":  # in a process of its own, which takes no time of the study's
+    print(Server().url, flush=True)
+    threading.Event().wait()
