@@ -24,8 +24,9 @@ check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy dp4tl_ray tests
 
+# two processes at work: the three files of tests of Ray wait for one another
 unit: .venv/installed
-	$(BIN)/pytest -q --durations=10 -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -q --durations=10 -n 4 --dist loadfile --no-loadscope-reorder
 
 # cluster.yaml on two hosts made of network namespaces; root only, on Linux
 hosts: .venv/installed

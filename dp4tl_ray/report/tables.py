@@ -85,7 +85,7 @@ def markdown(
             lines += ["", *_cost_table(panel)]
         for attack, under in attacked:
             if under.setting == panel.setting:
-                lines += ["", f"### Under {attack}", "", *_levels(under, margin)]
+                lines += ["", f"### Under {attack}", "", _level(under)]
                 lines += ["", *_accuracy_table(under, margin)] if under.curves else []
     alarms = [f"- {cell_name(r)}: {alarm}" for r in results for alarm in r.alarms]
     if alarms:
@@ -144,6 +144,13 @@ def _levels(panel: Panel, margin: float) -> list[str]:
     if 0 < len(panel.full) < MIN_SEEDS:
         lines.append(f"- **curve only**: fewer than {MIN_SEEDS} seeds, no star")
     return lines
+
+
+def _level(panel: Panel) -> str:
+    """Write the full source and the floor in a line."""
+    full, floor = _mean_sd(accuracies(panel.full)), _mean_sd(accuracies(panel.untrained))
+    insensitive = ", **insensitive: no star**" if panel.sensitive is False else ""
+    return f"full source {full}, untrained {floor}{insensitive}"
 
 
 def _accuracy_table(panel: Panel, margin: float) -> list[str]:

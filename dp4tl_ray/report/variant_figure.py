@@ -16,6 +16,8 @@ from dp4tl_ray.report.figure import COLORS, FLOOR, FULL, LEGEND, MARKERS, STYLE,
 from dp4tl_ray.report.variants import Family, Measure
 
 Over = Literal["ratio", "cost"]
+PALETTE = (FULL, *COLORS, "#8C510A", "#B8A100")
+"""Standard training, which comes first, is black."""
 DASHES = ("-", "--", ":", "-.")
 """One per pruning method."""
 LABELS = {
@@ -28,7 +30,7 @@ def draw_variants(families: Sequence[Family], over: Over) -> Figure:
     """Draw accuracies over the pruning ratio, or over what the pretraining cost.
 
     Over cost, the line at 1 is what a standard pretraining on the whole source costs: what is
-    higher there is the better way to spend as much.
+    higher there is the better way to spend as much. Bars are one standard deviation over seeds.
     """
     targets = list(dict.fromkeys(f.setting.target for f in families))
     settings = list(dict.fromkeys(_row(f) for f in families))
@@ -79,17 +81,15 @@ def _draw(
         look = _look(variants[curve.variant]) | {"linestyle": _dash(methods[curve.method])}
         x = [level.pruning_ratio if over == "ratio" else level.cost for level in levels]
         axes.plot(x, [level.accuracy.mean for level in levels], **look)
-        if any(level.accuracy.sd for level in levels):
-            sds = [level.accuracy.sd or 0.0 for level in levels]
-            means = [level.accuracy.mean for level in levels]
-            low = [mean - sd for mean, sd in zip(means, sds, strict=True)]
-            high = [mean + sd for mean, sd in zip(means, sds, strict=True)]
-            axes.fill_between(x, low, high, color=look["color"], alpha=0.08, linewidth=0)
+        for at, level in zip(x, levels, strict=True):
+            mean, sd = level.accuracy.mean, level.accuracy.sd or 0.0
+            # bands of so many lines would hide each other
+            axes.vlines(at, mean - sd, mean + sd, color=look["color"], alpha=0.35, linewidth=0.8)
 
 
 def _look(index: int) -> dict[str, Any]:
-    """Return how a variant looks; standard training, which comes first, is black."""
-    color = (FULL, *COLORS)[index % (len(COLORS) + 1)]
+    """Return how a variant looks."""
+    color = PALETTE[index % len(PALETTE)]
     marker = MARKERS[index % len(MARKERS)]
     return {"color": color, "marker": marker, "markersize": 3.5, "linewidth": 1.2}
 
