@@ -51,7 +51,7 @@ methods: .venv/installed
 	$(BIN)/dp4tl run experiments/counterfactual_embedded.yaml
 	$(BIN)/dp4tl run experiments/multi_target_embedded.yaml
 
-# adversarial pretraining: variants, radii, and what equal cost buys; an hour on two cores
+# adversarial pretraining: variants, radii, and what equal cost buys; 80 minutes on two busy cores
 adversarial: .venv/installed
 	$(BIN)/dp4tl run experiments/adversarial_embedded.yaml
 
