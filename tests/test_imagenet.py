@@ -78,6 +78,10 @@ OVERRIDES: dict[str, Overrides] = {
     "imagenet_adversarial": {
         **training("surrogate", 2),
         **training("pretraining.0", 1),
+        # two targets and variants: every adversarial training attacks 256 images at its end
+        "targets": [
+            {"dataset": "image_folder", "path": path, "image_size": 160} for path in TARGETS[:2]
+        ],
         "adversarial": ["none", "dp4tl_asis"],
         "transfers.1.epochs": 1,
         "transfers.1.lrs": [0.01],
