@@ -239,7 +239,8 @@ def robust_key(check: AnyRobustness, eps: float) -> str:
 
 def _too_far(eps: float) -> PydanticCustomError:
     """Refuse a radius that is meant in units of 1/255."""
-    message = f"{eps:g} is more than the whole range of pixels, [0, 1]; did you mean {eps:g}/255?"
+    meant = f"; did you mean {eps:g}/255?" if eps < 255 else ""
+    message = f"{eps:g} is more than the whole range of pixels, [0, 1]{meant}"
     return PydanticCustomError("cross_field", "{message}", {"message": message, "field": "eps"})
 
 
