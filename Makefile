@@ -7,11 +7,11 @@ BIN := .venv/bin
 
 .PHONY: quickstart test check unit hosts faults bench embedded methods adversarial questions
 
+# compiled once: where none may write, each of Ray's processes would compile all of torch and ray anew
 .venv/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "needs Python 3.11 or newer: make PYTHON=/path/to/python"; exit 2; }
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
-	# compiled once, for each of Ray's processes would else compile all of torch where none may write
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --editable '.[dev]'
 	@touch $@
 
