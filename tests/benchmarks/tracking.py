@@ -22,6 +22,9 @@ from tests.conftest import study_data, supervised, write_folder
 from tests.processes import descendants
 
 CELLS, ROUNDS = 50, 3
+PRETRAIN_EPOCHS = 100
+"""Four seconds each, as little as the smallest pretrainings of a study: shorter cells end before
+their runs are sent, and a study then waits for the mirror, up to 0.3 s per cell."""
 EARLY, LATE, EPOCHS = 50, 200, 10
 
 
@@ -76,7 +79,7 @@ def _study_seconds(mode: str, pictures: dict[str, str], store: Path) -> float:
         pictures,
         methods=["random_classes"],
         pruning_ratios=[0.5],
-        pretraining=[supervised(budget={"epochs": EPOCHS})],
+        pretraining=[supervised(budget={"epochs": PRETRAIN_EPOCHS})],
         transfers=["linear_probe", "knn"],
         seeds=list(range(CELLS // 2)),
         tracking={"wandb": {"mode": mode}},
