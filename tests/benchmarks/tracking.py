@@ -23,8 +23,9 @@ from tests.processes import descendants
 
 CELLS, ROUNDS = 50, 3
 PRETRAIN_EPOCHS = 100
-"""Four seconds each, as little as the smallest pretrainings of a study: shorter cells end before
-their runs are sent, and a study then waits for the mirror, up to 0.3 s per cell."""
+"""Some three seconds each, as little as the smallest pretrainings of a study. All transfers come
+after them and take hundredths of a second here, less than it takes to send their runs: the study
+waits for the mirror in the end, a quarter of a second per cell."""
 EARLY, LATE, EPOCHS = 50, 200, 10
 
 
