@@ -18,7 +18,7 @@ the usual way:
   dp4tl plan experiments/quickstart.yaml        what would run, and what is shared
   dp4tl run experiments/quickstart.yaml         run it on Ray; a rerun runs only what is missing
   dp4tl status experiments/quickstart.yaml      how it is doing, from any machine
-  dp4tl report experiments/quickstart.yaml      table and picture again, from the store
+  dp4tl report experiments/quickstart.yaml      tables and pictures again, from the store
 
 on a cluster:
   ray up cluster.yaml
@@ -75,9 +75,10 @@ def _parser() -> argparse.ArgumentParser:
         "method=label_mapping; all that are done are reported",
     )  # fmt: skip
     verbs.add_parser(
-        "report", parents=[study], help="write table and picture from the store",
-        description="Write results.jsonl, results.csv, results.md and a picture (accuracy over "
-        "ratio; a matrix of losses from ten methods on) from what is done; runs nothing.",
+        "report", parents=[study], help="write tables and pictures from the store",
+        description="Write results.jsonl, results.csv, results.md and pictures (accuracy over "
+        "ratio, or a matrix of losses from ten methods on; adversarial variants over ratio and "
+        "over cost) from what is done; runs nothing.",
     )  # fmt: skip
     status = verbs.add_parser(
         "status", parents=[study], help="show how a running study is doing",

@@ -213,9 +213,9 @@ class PGDRobustness(Robustness):
 class AutoAttackRobustness(Robustness):
     """Accuracy under PGD-20, and then under AutoAttack (Croce and Hein 2020): for final tables.
 
-    AutoAttack's standard ensemble with fewer than ten classes aims at each of the others; its
-    losses need three or four classes, so two of its members stand aside for a target with fewer
-    (see stages/transfers/ensemble.py). An image that withstands all of it takes some 8,000 passes.
+    With fewer than ten classes it aims at each of the others. The loss of targeted APGD needs four
+    of them: for three classes the untargeted one takes its place, for two nothing does (see
+    stages/transfers/ensemble.py). An image that withstands all of it takes some 8,000 passes.
     Needs the package pyautoattack: pip install 'dp4tl_ray[autoattack]'.
     """
 

@@ -10,6 +10,7 @@ then looks at.
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import assert_never
 
@@ -129,71 +130,43 @@ class AdversarialObjective(SupervisedObjective):
     def _attacked(self, parallel: Parallel, shown: Shown, one: Pass, step: int) -> Shown:
         """Perturb the images of a pass."""
         attack, pixels = self.attack, shown.pixels
-        network, eps = self._network(parallel), attack.eps
+        network, eps = parallel.alone, attack.eps
         gradient = self._gradient(network, self._ascended(shown.labels))
+        climb = partial(pgd, pixels, norm="linf", eps=eps)
 
         def noise(norm: str = "linf", radius: float = eps) -> Tensor:
             return self._noise(one, step, pixels, lambda shape, g: _ball(shape, norm, radius, g))
 
         with attacking(parallel.model, attack.attack_bn):
             match attack:
-                case PGD():
-                    perturbed = pgd(
-                        pixels,
-                        gradient,
-                        norm=attack.norm,
-                        eps=eps,
-                        steps=attack.steps,
-                        step_size=_step_size(attack),
-                        noise=noise(attack.norm) if attack.random_start else None,
-                    )
+                case PGD(norm=norm, steps=steps):
+                    start, size = noise(norm) if attack.random_start else None, _step_size(attack)
+                    perturbed = climb(gradient, norm=norm, steps=steps, step_size=size, noise=start)
                 case FGSMRS():
                     size = attack.relative_step * eps
-                    perturbed = pgd(
-                        pixels,
-                        gradient,
-                        norm="linf",
-                        eps=eps,
-                        steps=1,
-                        step_size=size,
-                        noise=noise(),
-                    )
+                    perturbed = climb(gradient, steps=1, step_size=size, noise=noise())
                 case NFGSM():
                     far = noise(radius=attack.noise * eps)
                     perturbed = fgsm_step(pixels, gradient, eps=eps, noise=far)
-                case TRADES():
+                case TRADES(steps=steps):
                     with torch.no_grad():
                         natural = self.run(network, pixels).float()
                     away = self._gradient(network, lambda logits: _divergence(logits, natural))
-                    start = self._noise(one, step, pixels, _normal)
-                    perturbed = pgd(
-                        pixels,
-                        away,
-                        norm="linf",
-                        eps=eps,
-                        steps=attack.steps,
-                        step_size=_step_size(attack),
-                        noise=start,
-                    )
-                    self._look(perturbed, pixels)
-                    # side by side in one pass, whose batch-norm groups keep them apart
-                    return replace(shown, pixels=torch.cat([pixels, perturbed]))
-                case DP4TLAsIsAttack():
-                    perturbed = pgd(
-                        pixels,
-                        gradient,
-                        norm="linf",
-                        eps=eps,
-                        steps=attack.steps,
-                        step_size=2 * eps / attack.steps,
-                        noise=noise(),
-                        scale=self.model.pixel_std.to(pixels.device),
+                    start, size = self._noise(one, step, pixels, _normal), _step_size(attack)
+                    perturbed = climb(away, steps=steps, step_size=size, noise=start)
+                case DP4TLAsIsAttack(steps=steps):
+                    std, size = self.model.pixel_std.to(pixels.device), 2 * eps / attack.steps
+                    perturbed = climb(
+                        gradient, steps=steps, step_size=size, noise=noise(), scale=std
                     )
                 case Free():
                     raise AssertionError("its perturbations come from the training's own passes")
                 case _:
                     assert_never(attack)
         self._look(perturbed, pixels)
+        if isinstance(attack, TRADES):
+            # side by side in one pass, whose batch-norm groups keep them apart
+            perturbed = torch.cat([pixels, perturbed])
         return replace(shown, pixels=perturbed)
 
     def _share_statistics(self, model: nn.Module) -> None:
@@ -235,10 +208,6 @@ class AdversarialObjective(SupervisedObjective):
 
     def _ascended(self, labels: Tensor) -> Loss:
         return lambda logits: F.cross_entropy(logits, labels, reduction="sum")
-
-    def _network(self, parallel: Parallel) -> Callable[..., Tensor]:
-        network: Callable[..., Tensor] = parallel.alone
-        return network
 
     def _gradient(self, network: Callable[..., Tensor], loss: Loss) -> Gradient:
         """Return the function that attacks climb."""
