@@ -140,7 +140,7 @@ def _interrupt(number: int, frame: Any) -> None:
 
 def _with_study(args: argparse.Namespace) -> int:
     """Read and check everything that was written, then do what the verb says."""
-    from dp4tl_ray.data.image_folder import DatasetError
+    from dp4tl_ray.data.pictures import DatasetError
     from dp4tl_ray.runners.admission import InfeasibleError
     from dp4tl_ray.scoring.elsewhere import ScorerError
     from dp4tl_ray.specs.load import StudyError, load_study

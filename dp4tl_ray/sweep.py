@@ -12,7 +12,7 @@ from dp4tl_ray.algorithms.bisection import SEARCH_CONFIDENCE
 from dp4tl_ray.algorithms.lossless import CONFIDENCE
 from dp4tl_ray.atomic import write_atomically
 from dp4tl_ray.contents import Contents, remember, remembered
-from dp4tl_ray.data.image_folder import is_absent
+from dp4tl_ray.data.load import count_source, is_absent
 from dp4tl_ray.plan import Plan, make_plan
 from dp4tl_ray.results import Predictions, collect, failures, write_results
 from dp4tl_ray.runners.board import Board, More, Tasks, tasks_of
@@ -20,7 +20,7 @@ from dp4tl_ray.runners.journal import Follower, Journal
 from dp4tl_ray.runners.progress import Display
 from dp4tl_ray.runners.status import StatusFile
 from dp4tl_ray.specs.adversarial import AutoAttackRobustness
-from dp4tl_ray.specs.data import ImageFolder, located
+from dp4tl_ray.specs.data import OnDisk, located
 from dp4tl_ray.specs.load import StudyError
 from dp4tl_ray.specs.network import TimmNetwork
 from dp4tl_ray.specs.pretraining import Pretrained
@@ -130,10 +130,8 @@ def check_queues(study: Study, absent: list[str] | None = None) -> None:
     queues = [(where, r.queue_size, ratio) for where, r, ratio in recipes if isinstance(r, MoCoV2)]
     if not queues:
         return
-    from dp4tl_ray.data.load import count_source  # renders: not for every plan
-
     source = located(study.source, study.data_root)
-    if absent is not None and isinstance(source, ImageFolder) and is_absent(source):
+    if absent is not None and isinstance(source, OnDisk) and is_absent(source):
         absent += [
             f"{where}.queue_size: {queue_size} is not checked, for which the source is needed"
             for where, queue_size, _ in queues

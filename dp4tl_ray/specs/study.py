@@ -7,7 +7,7 @@ from pydantic_core import PydanticCustomError
 
 from dp4tl_ray.specs.adversarial import Adversarial, Attacked, Checks, Free, Standard
 from dp4tl_ray.specs.base import Axis, Count, Natural, Spec, Whole
-from dp4tl_ray.specs.data import ImageFolder, Source, Target, channels
+from dp4tl_ray.specs.data import OnDisk, Source, Target, channels
 from dp4tl_ray.specs.method import AnyMethod, Method, contradiction, demands, within
 from dp4tl_ray.specs.network import problem
 from dp4tl_ray.specs.pretraining import (
@@ -159,7 +159,7 @@ class Study(Spec):
             isinstance(t, LinearProbe | KNN) for t in self.transfers
         ):
             raise _rule("transfers", "raw_pixels has no weights: add linear_probe or knn")
-        if isinstance(self.source, ImageFolder) and self.source.shots is not None:
+        if isinstance(self.source, OnDisk) and self.source.shots is not None:
             raise _rule("source", "shots are drawn from targets; a source is pruned instead")
         self._targets_match_source()
         for n, method in enumerate(self.methods, start=1):

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dp4tl_ray.data.images import Images
 from dp4tl_ray.specs.training import Budget
 from dp4tl_ray.training.worker import seed_for
 
@@ -16,8 +17,8 @@ from dp4tl_ray.training.worker import seed_for
 class Examples:
     """What to train on: rows of an image array, and for a supervised training their labels."""
 
-    images: npt.NDArray[np.uint8]
-    """All images of the dataset, (M, height, width, channels); may be memory-mapped."""
+    images: Images
+    """All images of the dataset, M of them."""
     rows: npt.NDArray[np.int64]
     """Rows to train on, (N,)."""
     labels: npt.NDArray[np.int64] | None = None
