@@ -87,8 +87,9 @@ def resized(pixels: Pixels, height: int, width: int) -> Pixels:
     """Resize a picture, bilinear, smoothed where it becomes smaller."""
     if pixels.shape[:2] == (height, width):
         return pixels
-    planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    # to torch a grey picture is not channels last, and takes it much longer
+    # torch warns of what it could write to, and must not
+    writable = pixels if pixels.flags.writeable else pixels.copy()
+    planes = torch.from_numpy(writable).permute(2, 0, 1)[None]
     smaller = F.interpolate(planes, (height, width), mode="bilinear", antialias=True)
     return np.ascontiguousarray(smaller[0].permute(1, 2, 0).numpy())
 

@@ -6,13 +6,14 @@ pictures is written next to it when it is whole, so that nobody packs it again.
 """
 
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,8 @@ from dp4tl_ray.data.decode import (
 from dp4tl_ray.data.images import Pixels
 from dp4tl_ray.data.pictures import DatasetError, Pictures
 from dp4tl_ray.specs.data import JPEG, Raw
+
+T = TypeVar("T")
 
 AT_A_TIME = 64
 """Pictures that a thread reads at once: of many sizes, a few megabytes."""
@@ -101,7 +104,7 @@ def pack_shard(
     number: int,
     folder: Path,
     notes: Path,
-    pool: Executor,
+    threads: int,
     report: Callable[[int], None] = lambda row: None,
 ) -> Index:
     """Write one shard, unless it is there; return what is known of its pictures.
@@ -112,7 +115,7 @@ def pack_shard(
         number: Which shard.
         folder: Where shards are.
         notes: Folder of what is known of whole shards.
-        pool: Threads that decode.
+        threads: How many decode at a time.
         report: Called with the row that was reached; may raise to end the work.
 
     Raises:
@@ -128,11 +131,9 @@ def pack_shard(
     def contents() -> Iterator[bytes]:
         """Give the pictures in their order, as threads finish them."""
         parts = [rows[at : at + AT_A_TIME] for at in range(0, len(rows), AT_A_TIME)]
-        offset = 0
-        for part, done in zip(
-            parts, pool.map(partial(_try, pictures, packing), parts), strict=True
-        ):
-            for one in done:
+        work, offset = partial(_try, pictures, packing), 0
+        for part, tried in zip(parts, _in_order(work, parts, threads), strict=True):
+            for one in tried:
                 if not isinstance(one, _Packed):
                     skipped.append(one)
                     continue
@@ -150,6 +151,18 @@ def pack_shard(
     index = Index(np.array(kept, np.int64), addresses[: len(kept)], sums, skipped)
     _note(notes, number, index)
     return index
+
+
+def _in_order(work: Callable[[range], T], parts: list[range], threads: int) -> Iterator[T]:
+    """Give what threads make of each part, in order; they are at most two parts each ahead."""
+    pool, left = ThreadPoolExecutor(threads), iter(parts)
+    try:
+        pending = deque(pool.submit(work, part) for part in islice(left, 2 * threads))
+        while pending:
+            yield pending.popleft().result()
+            pending.extend(pool.submit(work, part) for part in islice(left, 1))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _try(pictures: Pictures, packing: Packing, rows: range) -> list[_Packed | tuple[int, str]]:

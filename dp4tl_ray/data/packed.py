@@ -123,10 +123,9 @@ class JPEGImages:
         return len(self.shards)
 
     def __getitem__(self, rows: Rows) -> Pixels:
-        """Read the middle square of pictures, the shorter side resized to `image_size`."""
-        return self._read(
-            rows, self.image_size, lambda _, picture: square(picture, self.image_size)
-        )
+        """Read the middle square of pictures, (n, image_size, image_size, channels)."""
+        [images] = self.crops(rows, [None], self.image_size)
+        return images
 
     def aspects(self, rows: Rows) -> npt.NDArray[np.float64]:
         """Return width / height of pictures, (n,)."""
@@ -134,30 +133,27 @@ class JPEGImages:
         aspects: npt.NDArray[np.float64] = addresses["width"] / addresses["height"]
         return aspects
 
-    def crops(self, rows: Rows, crop_N4: npt.NDArray[np.float64], size: int) -> Pixels:
-        """Read crops of pictures, resized to size x size, smoothed where they become smaller.
+    def crops(
+        self, rows: Rows, crops: Sequence[npt.NDArray[np.float64] | None], size: int
+    ) -> list[Pixels]:
+        """Read some crops of each picture, smoothed where they become smaller.
 
         Args:
             rows: Which pictures, (n,).
-            crop_N4: Centre (y, x) and half size (y, x) of each in coordinates from -1 to 1.
-            size: Pixels.
+            crops: Centre (y, x) and half size (y, x) of each in coordinates from -1 to 1, (n, 4);
+                None is the middle square.
+            size: Height and width that every crop is resized to, pixels.
+
+        Returns:
+            (n, size, size, channels) for each of the crops.
         """
-
-        def cut(n: int, picture: Pixels) -> Pixels:
-            centre, half = crop_N4[n].reshape(2, 2).tolist()
-            y, x = map(_pixels, centre, half, picture.shape[:2])
-            return resized(picture[y, x], size, size)
-
-        return self._read(rows, size, cut)
-
-    def _read(self, rows: Rows, size: int, cut: Callable[[int, Pixels], Pixels]) -> Pixels:
-        images = np.empty((len(rows), size, size, self.channels), np.uint8)
+        images = [np.empty((len(rows), size, size, self.channels), np.uint8) for _ in crops]
 
         def read(n: int) -> None:
-            shard, start, length, *_ = self.shards.addresses_N[rows[n]].item()
-            content = memoryview(self.shards.map(shard))[start : start + length]
-            self.shards.check(rows[n], content)
-            images[n] = cut(n, decode_jpeg(content, self.channels))
+            picture = self._decode(rows[n])
+            for crop_N4, into in zip(crops, images, strict=True):
+                part = square(picture, size) if crop_N4 is None else cut(picture, crop_N4[n])
+                into[n] = resized(part, size, size)
 
         threads = torch.get_num_threads()
         if threads == 1:
@@ -166,6 +162,24 @@ class JPEGImages:
         else:
             list(_pool(threads).map(read, range(len(rows))))
         return images
+
+    def _decode(self, row: int) -> Pixels:
+        shard, start, length, *_ = self.shards.addresses_N[row].item()
+        content = memoryview(self.shards.map(shard))[start : start + length]
+        self.shards.check(row, content)
+        return decode_jpeg(content, self.channels)
+
+
+def cut(picture: Pixels, crop_4: npt.NDArray[np.float64]) -> Pixels:
+    """Cut whole pixels out of a picture.
+
+    Args:
+        picture: (height, width, channels).
+        crop_4: Centre (y, x) and half size (y, x) in coordinates from -1 to 1.
+    """
+    centre, half = crop_4.reshape(2, 2).tolist()
+    y, x = map(_pixels, centre, half, picture.shape[:2])
+    return picture[y, x]
 
 
 def _pixels(centre: float, half: float, side: int) -> slice:

@@ -1,7 +1,6 @@
 """Data: pack a dataset into the store once; every other stage reads any of its rows from there."""
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -72,17 +71,12 @@ def _pack(pictures: Pictures, packing: Packing, job: Job) -> Index:
             if not job.worker.report({"step": row, "steps": total}):
                 raise Halted(f"halted after {row} of {total} images")
 
-    indices, bench = list[Index](), job.bench
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        try:
-            for number in range(len(packing.shards(total))):
-                notes = notes_of(bench.checkpoint)
-                index = pack_shard(pictures, packing, number, bench.folder, notes, pool, report)
-                indices.append(index)
-                bench.files.append(packing.shard_name(number))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    indices, bench, threads = list[Index](), job.bench, torch.get_num_threads()
+    notes = notes_of(bench.checkpoint)
+    for number in range(len(packing.shards(total))):
+        index = pack_shard(pictures, packing, number, bench.folder, notes, threads, report)
+        indices.append(index)
+        bench.files.append(packing.shard_name(number))
     index = joined(indices)
     if not len(index.rows):
         raise StageError(f"none of the {total} pictures can be read: {index.skipped[0][1]}")

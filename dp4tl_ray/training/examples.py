@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from dp4tl_ray.data.images import Images
 from dp4tl_ray.specs.training import Budget
-from dp4tl_ray.training.worker import seed_for
+from dp4tl_ray.training.worker import Worker, seed_for
 
 
 @dataclass(frozen=True)
@@ -59,3 +60,9 @@ def to_pixels(images_NHWC: npt.NDArray[np.uint8], device: torch.device) -> Tenso
 def floats(images_NHWC: Tensor) -> Tensor:
     """Turn bytes into floats in [0, 1], (N, channels, height, width), where they are."""
     return images_NHWC.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+
+
+def pinned(array: npt.NDArray[Any], worker: Worker) -> Tensor:
+    """Make a tensor of an array, in memory from which a GPU reads without waiting."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory() if worker.device.type == "cuda" else tensor
