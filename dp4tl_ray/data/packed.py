@@ -44,6 +44,12 @@ class Shards:
     def __len__(self) -> int:
         return len(self.addresses_N)
 
+    def starts(self, addresses_n: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
+        """Return the first byte of pictures in their shards, (n,)."""
+        raw = self.names[0].endswith(".npy")
+        offsets: npt.NDArray[np.int64] = addresses_n["offset"]
+        return NPY_HEADER_BYTES + offsets * addresses_n["length"] if raw else offsets
+
     def map(self, number: int) -> mmap.mmap:
         """Return a shard, memory-mapped."""
         if number not in self._maps:

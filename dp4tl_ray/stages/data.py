@@ -76,7 +76,7 @@ def _pack(pictures: Pictures, packing: Packing, job: Job) -> Index:
     for number in range(len(packing.shards(total))):
         index = pack_shard(pictures, packing, number, bench.folder, notes, threads, report)
         indices.append(index)
-        bench.files.append(packing.shard_name(number))
+        bench.add_parts(packing.shard_name(number))
     index = joined(indices)
     if not len(index.rows):
         raise StageError(f"none of the {total} pictures can be read: {index.skipped[0][1]}")
