@@ -31,8 +31,10 @@ def study(pictures: Pictures, tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def start(path: Path, store: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "dp4tl_ray", "run", str(path), "--store", str(store), *options]
+def start(
+    path: Path, store: Path, *options: str, verb: tuple[str, ...] = ("run",)
+) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "dp4tl_ray", *verb, str(path), "--store", str(store), *options]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -105,6 +105,8 @@ def augment(pixels_NCHW: Tensor, spec: Augmentation, changes: Changes) -> Tensor
 
 def _move(pixels_NCHW: Tensor, changes: Changes) -> Tensor:
     """Shift and mirror as an indexing."""
+    if not changes.shift_N2.any():
+        return _mirror_(pixels_NCHW.clone(), changes.flip_N)
     n, _, height, width = pixels_NCHW.shape
     y = np.arange(height) - changes.shift_N2[:, :1]
     x = np.arange(width) - changes.shift_N2[:, 1:]
@@ -134,8 +136,13 @@ def _crop(pixels_NCHW: Tensor, changes: Changes, crop_N4: npt.NDArray[np.float64
     # a plane is read faster than interleaved channels, also with the copy
     planes_NCHW = pixels_NCHW.contiguous()
     cropped = F.grid_sample(planes_NCHW, grid_NHW2, padding_mode="border", align_corners=False)
-    flip = torch.from_numpy(np.flatnonzero(changes.flip_N)).to(cropped.device)
-    return cropped.index_copy_(0, flip, cropped.index_select(0, flip).flip(3))
+    return _mirror_(cropped, changes.flip_N)
+
+
+def _mirror_(pixels_NCHW: Tensor, flip_N: npt.NDArray[np.bool_]) -> Tensor:
+    """Mirror some images, in place."""
+    flip = torch.from_numpy(np.flatnonzero(flip_N)).to(pixels_NCHW.device)
+    return pixels_NCHW.index_copy_(0, flip, pixels_NCHW.index_select(0, flip).flip(3))
 
 
 def _positions(

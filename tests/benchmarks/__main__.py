@@ -16,6 +16,7 @@ from tests.benchmarks.memory import lane_memory
 from tests.benchmarks.objectives import ssl_cost
 from tests.benchmarks.overhead import lane_overhead, lane_start
 from tests.benchmarks.planning import plan_size, sharing
+from tests.benchmarks.reading import reading
 from tests.benchmarks.scale import scale
 from tests.benchmarks.scoring import cheap_scores
 from tests.benchmarks.search import lossless_search
@@ -40,6 +41,7 @@ BENCHMARKS = {
     "cheap_scores": cheap_scores,
     "lossless_search": lossless_search,
     "augmentation": augmentation,
+    "reading": reading,
     "ssl_cost": ssl_cost,
     "adversarial_cost": adversarial_cost,
     "tracking_cost": tracking_cost,

@@ -1,0 +1,201 @@
+"""dp4tl data pack, check, show and warm, as people use them."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dp4tl_ray.cli import main
+from dp4tl_ray.data import pack as packing
+from dp4tl_ray.store import Store, open_store
+from dp4tl_ray.sweep import plan_study
+from dp4tl_ray.warm import warm_study
+from tests.conftest import folder, study_data, supervised, tiny_study
+from tests.data.test_packed import photo
+
+Pictures = dict[str, str]
+
+
+@pytest.fixture
+def dp4tl(tmp_path: Path) -> Callable[..., int]:
+    """Run a verb on a study in this process, with a store below tmp_path."""
+
+    def run(*words: str, **study: Any) -> int:
+        path = tmp_path / "tiny.yaml"
+        path.write_text(json.dumps(study))
+        handler = signal.getsignal(signal.SIGTERM)
+        *verb, last = words
+        options = [last] if last.startswith("--") else []
+        verb = verb if options else [*verb, last]
+        try:
+            return main([*verb, str(path), "--store", str(tmp_path / "store"), *options])
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+
+    return run
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Pictures:
+    """Photographs as source and target, with much that is wrong about them."""
+    rng = np.random.default_rng(0)
+    for place, classes, each in (("source", 4, 8), ("target/train", 2, 10), ("target/test", 2, 6)):
+        for label in range(classes):
+            (tmp_path / place / f"c{label}").mkdir(parents=True)
+            for n in range(each):
+                picture = Image.fromarray(photo(rng, *rng.integers(40, 90, 2)))
+                picture.save(tmp_path / place / f"c{label}" / f"{n}.jpg", quality=95)
+    source, test = tmp_path / "source", tmp_path / "target" / "test"
+    (source / "c1" / "twin.jpg").write_bytes((source / "c0" / "3.jpg").read_bytes())
+    (test / "c0" / "seen.jpg").write_bytes((tmp_path / "target/train/c0/1.jpg").read_bytes())
+    copied = Image.open(test / "c1" / "2.jpg")
+    copied.resize((copied.width * 2 // 3, copied.height * 2 // 3)).save(
+        source / "c2" / "copy.jpg", quality=70
+    )
+    broken = source / "c3" / "5.jpg"
+    broken.write_bytes(broken.read_bytes()[:300])
+    Image.new("RGB", (200, 20), (9, 200, 40)).save(source / "c3" / "long.jpg")
+    return {"source": str(source), "target": str(tmp_path / "target")}
+
+
+def study_of(pictures: Pictures, **source: Any) -> dict[str, Any]:
+    options = {"image_size": 32, "channels": 3}
+    return study_data(
+        pictures,
+        source=folder(pictures["source"], **options, **source),
+        targets=[folder(pictures["target"], **options)],
+        methods=["random_examples"],
+        pretraining=[supervised(budget={"epochs": 1})],
+    )
+
+
+def test_check_finds_what_is_wrong(
+    photos: Pictures, dp4tl: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dp4tl("data", "check", **study_of(photos)) == 1
+    report = capsys.readouterr().out
+    for finding in (
+        "train: 35 pictures of 4 classes, 8 to 9 each",
+        "**1 cannot be read** (unreadable-source.txt)",
+        "c3/5.jpg does not decode",
+        "c0/3.jpg = c1/twin.jpg",
+        "**1 of these have several classes**",
+        "1 are smaller than image_size 32",
+        "1 are more than 3 times as long",
+        "**1 of these are in several splits**, such as train/c0/1.jpg = test/c0/seen.jpg",
+        "**1 of 13 test pictures of image_folder look like 1 of the source**",
+        "c2/copy.jpg ≈ test/c1/2.jpg",
+    ):
+        assert finding in report, finding
+    found = tmp_path / "store" / "studies" / "tiny"
+    assert (found / "data_check.md").read_text() in report
+    assert (found / "near_duplicates-0.txt").read_text() == "c2/copy.jpg\n"
+    assert dp4tl("data", "check", "--against=nobody", **study_of(photos)) == 2
+    assert "no such target; allowed: image_folder" in capsys.readouterr().err
+
+
+def test_a_study_can_do_without_what_check_lists(
+    photos: Pictures, dp4tl: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dp4tl("data", "check", **study_of(photos))
+    unwanted = tmp_path / "store" / "studies" / "tiny" / "near_duplicates-0.txt"
+    clean = study_of(photos, exclude=str(unwanted), corrupt="skip")
+    assert dp4tl("run", "--local", **clean) == 0
+    assert "left out 1 of 34 pictures" in capsys.readouterr().err
+    [line, _] = (tmp_path / "store/studies/tiny/results.jsonl").read_text().splitlines()
+    assert json.loads(line)["num_source"] == 33
+    sound = study_of(photos, exclude=str(unwanted))
+    Path(photos["source"], "c3", "5.jpg").unlink()
+    capsys.readouterr()
+    assert dp4tl("data", "check", **sound) == 0
+    report = capsys.readouterr().out
+    assert "no test picture of image_folder looks like" in report and not unwanted.exists()
+
+
+def test_nothing_is_done_twice_and_a_broken_picture_is_named(
+    photos: Pictures, dp4tl: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dp4tl("data", "pack", "--local", **study_of(photos)) == 1
+    assert "c3/5.jpg does not decode" in capsys.readouterr().err
+    skipping = study_of(photos, corrupt="skip", stored="jpeg")
+    assert dp4tl("data", "pack", "--local", **skipping) == 0
+    out, err = capsys.readouterr()
+    assert "source image_folder: 34 pictures of 4 classes" in out and "tiny: 1 packed" in out
+    assert "left out 1 of 35" in err
+    assert dp4tl("data", "pack", "--local", **skipping) == 0
+    assert "tiny: 0 packed" in capsys.readouterr().out
+
+
+def test_show_draws_even_what_has_a_broken_picture(
+    photos: Pictures, dp4tl: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dp4tl("data", "show", **study_of(photos)) == 0
+    with Image.open(capsys.readouterr().out.strip()) as sheet:
+        assert sheet.width > 500
+
+
+def test_warm_reads_the_bytes_of_what_is_kept_and_no_others(
+    pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "SHARD_BYTES", 50 * 256)
+    read: list[tuple[int, int]] = []
+    pread = os.pread
+
+    def counted(file: int, size: int, at: int) -> bytes:
+        read.append((size, at))
+        return pread(file, size, at)
+
+    monkeypatch.setattr(os, "pread", counted)
+
+    def warmed(**changes: Any) -> dict[str, tuple[int, int]]:
+        study = tiny_study(pictures, methods=["random_examples"], **changes)
+        plan, store = plan_study(study), open_store(str(tmp_path / "store"))
+        _run(plan_study(study, "prune"), store)
+        read.clear()
+        found = {name: (n, size) for name, n, size in warm_study(plan, store)}
+        assert sum(size for size, _ in read) == sum(size for _, size in found.values())
+        return found
+
+    pruned = warmed(pruning_ratios=[0.75], pretraining=[supervised()])
+    assert pruned == {
+        "source image_folder": (36, 36 * 256), "target image_folder": (90, 90 * 256)
+    }  # fmt: skip
+    whole = warmed(pruning_ratios=[0.0, 0.75], pretraining=[supervised()])
+    assert whole["source image_folder"] == (144, 144 * 256)
+
+
+def _run(plan: Any, store: Store) -> None:
+    from dp4tl_ray.sweep import run_study
+
+    assert not run_study(plan.study, plan, store, local=True).errors
+
+
+@pytest.mark.ray
+def test_tasks_on_ray_pack_what_one_process_packs(
+    pictures: Pictures, tmp_path: Path, dp4tl: Callable[..., int]
+) -> None:
+    from tests.test_ray import finish, start
+
+    # large and raw: two shards each
+    options: dict[str, Any] = {"image_size": 512, "channels": 3}
+    study = study_data(
+        pictures,
+        source=folder(pictures["source"], **options),
+        targets=[folder(pictures["target"], **options)],
+    )
+    assert dp4tl("data", "pack", "--local", **study) == 0
+    path = tmp_path / "tiny.yaml"
+    code, out, err = finish(start(path, tmp_path / "other", verb=("data", "pack")))
+    assert code == 0, err
+    assert "144 pictures of 6 classes" in out
+    packed = sorted((tmp_path / "store" / "data").rglob("images-*"))
+    assert len(packed) == 4
+    for shard in packed:
+        again = tmp_path / "other" / shard.relative_to(tmp_path / "store")
+        assert again.read_bytes() == shard.read_bytes()
