@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from dp4tl_ray import lease as lease_module
+from dp4tl_ray.data import pack as packing
 from dp4tl_ray.lease import Lease, LeaseHeldError
 from dp4tl_ray.objects.bucket import Bucket, ConflictError, Version
 from dp4tl_ray.objects.lease import ObjectLease, Sightings
@@ -22,9 +23,11 @@ from dp4tl_ray.objects.store import ObjectStore
 from dp4tl_ray.plan import Plan, PlannedStep
 from dp4tl_ray.runners.step import run_step
 from dp4tl_ray.specs.base import canonical_json
+from dp4tl_ray.stages.bench import images_of
 from dp4tl_ray.store import Artifact, Store, StoreError, open_store
-from dp4tl_ray.sweep import plan_study
+from dp4tl_ray.sweep import plan_study, run_study
 from dp4tl_ray.training.worker import Progress, Worker
+from dp4tl_ray.warm import warm_study
 from tests.conftest import tiny_study
 from tests.test_store import FACTS, STEP, finish
 
@@ -489,6 +492,30 @@ def test_who_lost_the_lease_publishes_no_checkpoint(
         bench.publish(bench.checkpoint / "step-1" / "facts.json")
     assert list(store.bucket.list("data")) == []
     assert store.bucket.read(f"leases/{store.name(STEP)}.json")[0] == ELSEWHERE
+
+
+def test_a_machine_fetches_the_shards_whose_pictures_it_reads(
+    bucket_uri: str,
+    pictures: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(packing, "SHARD_BYTES", 24 * 256)  # a class each
+    plan = plan_study(tiny_study(pictures), "data")
+    assert not run_study(plan.study, plan, open_store(bucket_uri), local=True).errors
+    other = on_another_machine(bucket_uri, tmp_path_factory)
+    [step] = [s for s in plan.steps.values() if getattr(s.spec, "role", "") == "source"]
+
+    def fetched() -> list[str]:
+        return sorted(path.name[:12] for path in other.folder(step).glob("images-*"))
+
+    images = images_of(found(other, step))
+    assert fetched() == []
+    rows = np.array([100, 30, 119, 31])  # of the second and the fifth class
+    assert np.array_equal(images[rows], images_of(found(open_store(bucket_uri), step))[rows])
+    assert fetched() == ["images-00001", "images-00004"]
+    warmed = warm_study(plan, other)
+    assert [line[1] for line in warmed] == [144, 90] and len(fetched()) == 6
 
 
 def test_a_report_is_published_unless_the_store_is_only_read(bucket_uri: str) -> None:

@@ -38,7 +38,7 @@ class Shards:
         addresses_N: npt.NDArray[np.void],
     ) -> None:
         self.names, self.locate, self.addresses_N = names, locate, addresses_N
-        self._unread = np.ones(len(addresses_N), np.bool_)
+        self.unread = np.ones(len(addresses_N), np.bool_)
         self._maps: dict[int, mmap.mmap] = {}
 
     def __len__(self) -> int:
@@ -67,14 +67,14 @@ class Shards:
         Raises:
             DatasetError: It is not what was packed.
         """
-        if self._unread[row]:
+        if self.unread[row]:
             if zlib.crc32(content) != self.addresses_N["checksum"][row]:
                 path = self.locate(self.names[self.addresses_N["shard"][row]])
                 raise DatasetError(
                     f"{path}: picture {row} does not match its checksum; remove the manifest.json "
                     "beside it, and it is packed again"
                 )
-            self._unread[row] = False
+            self.unread[row] = False
 
 
 class RawImages:
@@ -98,8 +98,8 @@ class RawImages:
         for number in np.unique(addresses["shard"]):
             here = np.flatnonzero(addresses["shard"] == number)
             images[here] = self._shard(int(number))[addresses["offset"][here]]
-        for row, image in zip(rows.tolist(), images, strict=True):
-            self.shards.check(row, image.data)
+        for n in np.flatnonzero(self.shards.unread[rows]):
+            self.shards.check(rows[n], images[n].data)
         return images
 
     def _shard(self, number: int) -> Pixels:
