@@ -4,20 +4,28 @@ import os
 from pathlib import Path
 from typing import assert_never
 
+from dp4tl_ray.data.coop import list_coop
 from dp4tl_ray.data.image_folder import list_image_folder
+from dp4tl_ray.data.imagenet import list_imagenet
 from dp4tl_ray.data.images import LabeledImages, Role
 from dp4tl_ray.data.pictures import DatasetError, Pictures, with_all_splits, without
 from dp4tl_ray.data.pictures import fingerprint as fingerprint_of
+from dp4tl_ray.data.torchvision_sets import folder_of, list_torchvision
+from dp4tl_ray.data.waterbirds import list_waterbirds
 from dp4tl_ray.specs.data import (
     AnyOnDisk,
+    CoOp,
     Dataset,
     GlyphsAndTextures,
     HandwrittenDigits,
     HeldOutLetters,
     HeldOutTextures,
     ImageFolder,
+    ImageNet,
     OnDisk,
     Source,
+    TorchvisionDataset,
+    Waterbirds,
 )
 
 Embedded = GlyphsAndTextures | HeldOutLetters | HandwrittenDigits | HeldOutTextures
@@ -36,6 +44,8 @@ def open_pictures(spec: Dataset, role: Role) -> Pictures:
     if not isinstance(spec, OnDisk):
         return _rendered(spec)
     pictures = _listed(spec, role)
+    if not len(pictures.rows("train")):
+        raise DatasetError(f"{spec.dataset}: {spec.path} has no train pictures")
     if len(set(pictures.ids)) != len(pictures):
         raise DatasetError(f"{spec.dataset}: two pictures of {spec.path} have the same id")
     if role == "source":
@@ -49,6 +59,14 @@ def _listed(spec: AnyOnDisk, role: Role) -> Pictures:
     match spec:
         case ImageFolder():
             return list_image_folder(spec, role)
+        case ImageNet():
+            return list_imagenet(spec, role)
+        case TorchvisionDataset():
+            return list_torchvision(spec, role)
+        case CoOp():
+            return list_coop(spec)
+        case Waterbirds():
+            return list_waterbirds(spec)
         case _:
             assert_never(spec)
 
@@ -83,9 +101,14 @@ def fingerprint(spec: AnyOnDisk, role: Role) -> str:
     return fingerprint_of(open_pictures(spec, role))
 
 
+def place_of(spec: OnDisk) -> str:
+    """Return the file or folder that a dataset is."""
+    return folder_of(spec) if isinstance(spec, TorchvisionDataset) else spec.path
+
+
 def is_absent(spec: OnDisk) -> bool:
     """Say whether a dataset is not on this machine."""
-    return not os.path.exists(spec.path)
+    return not os.path.exists(place_of(spec))
 
 
 def count_source(spec: Source) -> int:

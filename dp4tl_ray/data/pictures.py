@@ -92,6 +92,9 @@ def fingerprint(pictures: Pictures) -> str:
     """Identify pictures by name, class and split, and by size and time of their files.
 
     Nothing is opened, and the folder that all lie in does not count.
+
+    Raises:
+        DatasetError: A file that a list names is not there.
     """
     content = hashlib.sha256(repr(pictures.class_names).encode())
     rows = zip(pictures.ids, pictures.labels.tolist(), pictures.splits.tolist(), strict=True)
@@ -99,7 +102,10 @@ def fingerprint(pictures: Pictures) -> str:
     if pictures.groups is not None:
         content.update(pictures.groups.tobytes())
     for file in pictures.files:
-        status = os.stat(file)
+        try:
+            status = os.stat(file)
+        except OSError as error:
+            raise DatasetError(f"{file} belongs to the dataset: {error.strerror}") from error
         content.update(f"{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return content.hexdigest()
 

@@ -129,6 +129,11 @@ TAGS = {
         "handwritten_digits",
         "held_out_textures",
         "image_folder",
+        "imagenet",
+        "coop",
+        "waterbirds",
+        "dtd",
+        "sun397",
     ],
     "arch": ["resnet9", "resnet18", "resnet50", "resnet101", "vit_b_16"],
     "method": [
