@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +99,7 @@ def stanford_cars(root: Path, rng: Rng) -> None:
         for name in names:
             write_picture(folder / f"cars_{split}" / name, rng)
         classes = np.resize([3, 1, 2], len(names)).astype(np.uint8)
-        rows = np.rec.fromarrays([classes, names], names=["class", "fname"])
+        rows = np.array([*zip(classes, names, strict=True)], [("class", "u1"), ("fname", "U9")])
         savemat(folder / f"{place}.mat", {"annotations": rows})
     names = ["AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Audi TT Hatchback 2011"]
     savemat(folder / "devkit" / "cars_meta.mat", {"class_names": np.array(names, object)})
@@ -179,7 +179,7 @@ def waterbirds(root: Path, rng: Rng, counts: tuple[int, int, int] = (4, 2, 3)) -
     (root / "metadata.csv").write_text("\n".join(lines) + "\n")
 
 
-def imagenet(root: Path, rng: Rng, wnids: dict[str, tuple[str, ...]]) -> None:
+def imagenet(root: Path, rng: Rng, wnids: Mapping[str, tuple[str, ...]]) -> None:
     """Write folders of train and val, and the names of classes as torchvision's class does."""
     for wnid in wnids:
         for n in range(4):
@@ -187,4 +187,4 @@ def imagenet(root: Path, rng: Rng, wnids: dict[str, tuple[str, ...]]) -> None:
         for n in range(2):
             name = f"ILSVRC2012_val_{rng.integers(10**7):07d}{n}.JPEG"
             write_picture(root / "val" / wnid / name, rng)
-    torch.save((wnids, sorted(wnids)), root / "meta.bin")
+    torch.save((dict(wnids), sorted(wnids)), root / "meta.bin")

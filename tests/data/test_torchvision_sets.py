@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from tests.data.copies import TORCHVISION
 
 CHECKSUMMED = ("cifar10", "cifar100", "flowers102")
 FILES = [name for name in TORCHVISION if not name.startswith("cifar")]
-SPLITS = {
+SPLITS: dict[str, tuple[dict[str, Any], ...]] = {
     "oxford_iiit_pet": ({"split": "trainval"}, {"split": "test"}),
     "cifar10": ({"train": True}, {"train": False}),
     "cifar100": ({"train": True}, {"train": False}),
@@ -29,7 +30,7 @@ SPLITS = {
     "flowers102": ({"split": "train"}, {"split": "val"}, {"split": "test"}),
 }
 """What a class is told to give its splits; train and test where nothing is said."""
-TRAIN_TEST = ({"split": "train"}, {"split": "test"})
+TRAIN_TEST: tuple[dict[str, Any], ...] = ({"split": "train"}, {"split": "test"})
 
 
 @pytest.fixture(autouse=True)
