@@ -18,7 +18,7 @@ from dp4tl_ray.scoring.elsewhere import (
     scorer_version,
 )
 from dp4tl_ray.specs.base import canonical_json
-from dp4tl_ray.specs.data import Dataset, OnDisk
+from dp4tl_ray.specs.data import SCHEME, Dataset, OnDisk
 from dp4tl_ray.specs.example_methods import ExamplePlugin, ScoresFile
 from dp4tl_ray.specs.method import AnyMethod
 from dp4tl_ray.specs.pretraining import Pretrained
@@ -60,7 +60,9 @@ class Contents:
             return see()
         if (known := self.known.get(_key(thing, role))) is not None:
             return known
-        line = f"{os.path.abspath(_place(thing))} is not here: `dp4tl run` needs it"
+        place = _place(thing)
+        place = place if SCHEME.match(place) else os.path.abspath(place)
+        line = f"{place} is not here: `dp4tl run` needs it"
         if line not in self.absent:
             self.absent.append(line)
         return "absent"

@@ -1,31 +1,40 @@
 """Dataset specs -> their pictures, listed; nothing is decoded."""
 
+import glob
 import os
 from pathlib import Path
 from typing import assert_never
 
 from dp4tl_ray.data.coop import list_coop
+from dp4tl_ray.data.elsewhere import list_custom
+from dp4tl_ray.data.huggingface import HUB, is_cached, list_huggingface
 from dp4tl_ray.data.image_folder import list_image_folder
 from dp4tl_ray.data.imagenet import list_imagenet
 from dp4tl_ray.data.images import LabeledImages, Role
+from dp4tl_ray.data.parquet import list_parquet
 from dp4tl_ray.data.pictures import DatasetError, Pictures, with_all_splits, without
 from dp4tl_ray.data.pictures import fingerprint as fingerprint_of
 from dp4tl_ray.data.torchvision_sets import folder_of, list_torchvision
 from dp4tl_ray.data.waterbirds import list_waterbirds
+from dp4tl_ray.data.webdataset import list_webdataset
 from dp4tl_ray.specs.data import (
     AnyOnDisk,
     CoOp,
+    Custom,
     Dataset,
     GlyphsAndTextures,
     HandwrittenDigits,
     HeldOutLetters,
     HeldOutTextures,
+    HuggingFace,
     ImageFolder,
     ImageNet,
     OnDisk,
+    Parquet,
     Source,
     TorchvisionDataset,
     Waterbirds,
+    WebDataset,
 )
 
 Embedded = GlyphsAndTextures | HeldOutLetters | HandwrittenDigits | HeldOutTextures
@@ -67,6 +76,14 @@ def _listed(spec: AnyOnDisk, role: Role) -> Pictures:
             return list_coop(spec)
         case Waterbirds():
             return list_waterbirds(spec)
+        case HuggingFace():
+            return list_huggingface(spec, role)
+        case Parquet():
+            return list_parquet(spec, role)
+        case WebDataset():
+            return list_webdataset(spec, role)
+        case Custom():
+            return list_custom(spec, role)
         case _:
             assert_never(spec)
 
@@ -108,7 +125,9 @@ def place_of(spec: OnDisk) -> str:
 
 def is_absent(spec: OnDisk) -> bool:
     """Say whether a dataset is not on this machine."""
-    return not os.path.exists(place_of(spec))
+    if isinstance(spec, HuggingFace) and spec.path.startswith(HUB):
+        return not is_cached(spec)
+    return not (os.path.exists(place_of(spec)) or glob.glob(spec.path))
 
 
 def count_source(spec: Source) -> int:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field
 
-from dp4tl_ray.specs.base import BareName, Count, Natural, Spec, Whole
+from dp4tl_ray.specs.base import BareName, Count, Natural, Options, Spec, Whole
 
 ImageSize = Annotated[Literal[16, 32], Whole]
 Name = Annotated[str, Field(min_length=1)]
@@ -170,7 +170,75 @@ class Waterbirds(OnDisk):
     dataset: Literal["waterbirds"] = "waterbirds"
 
 
-AnyOnDisk = ImageFolder | ImageNet | TorchvisionDataset | CoOp | Waterbirds
+class HuggingFace(OnDisk):
+    """A dataset of Hugging Face's `datasets`, from what is on disk or in its cache; never the web.
+
+    `path` is a folder of save_to_disk or one that load_dataset reads, or hub:USER/NAME for one that
+    was loaded before. Splits go by their names; validation serves as test where no test split has
+    labels. Of folders of parquet files `datasets` keeps a copy: `dataset: parquet` does not.
+    Needs `pip install 'dp4tl_ray[huggingface]'`.
+    """
+
+    dataset: Literal["huggingface"] = "huggingface"
+    config: Name | None = None
+    """Configuration of a dataset that has several."""
+    image: Name | None = None
+    """Column of the pictures; null is the one of that type."""
+    label: Name | None = None
+    """Column of the classes; null is label, labels or fine_label, or the one of type ClassLabel."""
+
+
+class Parquet(OnDisk):
+    """Parquet files with a row per picture.
+
+    `path` is a file, a folder or a glob. The split of a file is the word train, val, valid,
+    validation, dev or test in its name, or in that of a folder below `path`; without any, all is
+    train. val serves as test where there is none.
+    """
+
+    dataset: Literal["parquet"] = "parquet"
+    image: Name = "image"
+    """Column of the pictures: encoded, as bytes or as Hugging Face's {bytes, path}."""
+    label: Name = "label"
+    """Column of the classes: numbers or names."""
+    id: Name | None = None
+    """Column of stable names; null takes file and row."""
+
+
+class WebDataset(OnDisk):
+    """Shards of WebDataset: tar files with KEY.jpg (jpeg, png, webp), and KEY.cls or KEY.json.
+
+    `path` is a file, a folder or a glob; splits as in parquet. A class is the number or name in
+    KEY.cls, or `label` in KEY.json; classnames.txt in the folder names numbers, a line each.
+    """
+
+    dataset: Literal["webdataset"] = "webdataset"
+
+
+class Custom(OnDisk):
+    """A dataset that another package lists, by a function that it announces as an entry point.
+
+    dp4tl_ray/data/elsewhere.py says what the function is given, and what it returns.
+    """
+
+    dataset: Literal["custom"] = "custom"
+    loader: Name
+    """Name of the entry point."""
+    options: Options = Field(default={})
+    """Keyword arguments of the function."""
+
+
+AnyOnDisk = (
+    ImageFolder
+    | ImageNet
+    | TorchvisionDataset
+    | CoOp
+    | Waterbirds
+    | HuggingFace
+    | Parquet
+    | WebDataset
+    | Custom
+)
 Source = Annotated[
     GlyphsAndTextures | AnyOnDisk, Field(discriminator="dataset"), BareName("dataset")
 ]
