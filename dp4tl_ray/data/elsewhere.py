@@ -6,8 +6,9 @@ A loader is a function `loader(path: str, role: "source" | "target", **options) 
     [project.entry-points."dp4tl_ray.datasets"]
     my_dataset = "my_package.data:my_dataset"
 
-A study then says `{dataset: custom, loader: my_dataset, path: /data/mine}`. It runs wherever the
-package is installed: on a cluster, on every node.
+A study then says `{dataset: custom, loader: my_dataset, path: /data/mine}`; a path with a scheme,
+such as mine:NAME or s3://BUCKET, is handed over as it is. It runs wherever the package is
+installed: on a cluster, on every node.
 """
 
 from collections.abc import Callable
@@ -43,6 +44,11 @@ def list_custom(spec: Custom, role: Role) -> Pictures:
     if wrong := _wrong(pictures):
         raise DatasetError(f"{whose} ({package}) gave {wrong}")
     return replace(pictures, version=f"{package} {pictures.version}".strip())
+
+
+def is_installed(name: str) -> bool:
+    """Say whether a package here announces a loader."""
+    return any(point.name == name for point in entry_points(group=GROUP))
 
 
 def _find(name: str) -> EntryPoint:

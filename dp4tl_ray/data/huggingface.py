@@ -37,7 +37,9 @@ def list_huggingface(spec: HuggingFace, role: Role) -> Pictures:
     ]
     listed = joined(tables, role, whose, getattr(features[label], "names", None) or ())
     if not spec.path.startswith(HUB):
-        files = sorted(file for file in Path(spec.path).rglob("*") if file.is_file())
+        # the package itself leaves cache-*.arrow beside what was saved
+        below = (file for file in Path(spec.path).rglob("*") if not file.name.startswith("cache-"))
+        files = sorted(file for file in below if file.is_file())
         return replace(listed, files=[str(file) for file in files])
     # its files are as old as the cache, but lie in a folder that names the revision
     used = {Path(file["filename"]).parent for rows in splits.values() for file in rows.cache_files}

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import assert_never
 
 from dp4tl_ray.data.coop import list_coop
-from dp4tl_ray.data.elsewhere import list_custom
-from dp4tl_ray.data.huggingface import HUB, is_cached, list_huggingface
+from dp4tl_ray.data.elsewhere import is_installed, list_custom
+from dp4tl_ray.data.huggingface import is_cached, list_huggingface
 from dp4tl_ray.data.image_folder import list_image_folder
 from dp4tl_ray.data.imagenet import list_imagenet
 from dp4tl_ray.data.images import LabeledImages, Role
@@ -16,8 +16,9 @@ from dp4tl_ray.data.pictures import DatasetError, Pictures, with_all_splits, wit
 from dp4tl_ray.data.pictures import fingerprint as fingerprint_of
 from dp4tl_ray.data.torchvision_sets import folder_of, list_torchvision
 from dp4tl_ray.data.waterbirds import list_waterbirds
-from dp4tl_ray.data.webdataset import list_webdataset
+from dp4tl_ray.data.webdataset import fingerprint_shards, list_webdataset
 from dp4tl_ray.specs.data import (
+    SCHEME,
     AnyOnDisk,
     CoOp,
     Custom,
@@ -115,6 +116,8 @@ def fingerprint(spec: AnyOnDisk, role: Role) -> str:
     Raises:
         DatasetError: Files are missing, or not as they should be.
     """
+    if isinstance(spec, WebDataset):
+        return fingerprint_shards(spec, role)
     return fingerprint_of(open_pictures(spec, role))
 
 
@@ -125,9 +128,14 @@ def place_of(spec: OnDisk) -> str:
 
 def is_absent(spec: OnDisk) -> bool:
     """Say whether a dataset is not on this machine."""
-    if isinstance(spec, HuggingFace) and spec.path.startswith(HUB):
-        return not is_cached(spec)
-    return not (os.path.exists(place_of(spec)) or glob.glob(spec.path))
+    if SCHEME.match(spec.path):
+        match spec:
+            case HuggingFace():
+                return not is_cached(spec)
+            case Custom():
+                return not is_installed(spec.loader)
+    place = place_of(spec)
+    return not (os.path.exists(place) or glob.glob(place))
 
 
 def count_source(spec: Source) -> int:

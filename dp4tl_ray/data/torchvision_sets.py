@@ -55,8 +55,8 @@ LAYOUTS: Mapping[str, _Layout] = {
         "SUN397", UNDIVIDED, _image_files,
         ("SUN397/ClassName.txt", "SUN397/a/abbey/sun_*.jpg"),
         "https://vision.princeton.edu/projects/2010/SUN/",
-        "its archive is gone; the pictures are also at huggingface.co/datasets/tanganke/sun397, "
-        "for `dataset: huggingface`",
+        "its archive is gone; the pictures are also on the hub of Hugging Face: "
+        "{dataset: huggingface, path: hub:tanganke/sun397}",
     ),
     "oxford_iiit_pet": _Layout(
         "OxfordIIITPet", {"train": {"split": "trainval"}, "test": {"split": "test"}},
@@ -81,8 +81,8 @@ LAYOUTS: Mapping[str, _Layout] = {
          "stanford_cars/cars_test_annos_withlabels.mat"),
         "https://ai.stanford.edu/~jkrause/cars/car_dataset.html",
         "its page is gone; https://github.com/pytorch/vision/issues/7545 says how to put this "
-        "layout together, and the pictures are also at "
-        "huggingface.co/datasets/tanganke/stanford_cars, for `dataset: huggingface`",
+        "layout together, and the pictures are also on the hub of Hugging Face: "
+        "{dataset: huggingface, path: hub:tanganke/stanford_cars}",
     ),
     "food101": _Layout(
         "Food101", TRAIN_TEST, _image_files,

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dp4tl_ray.data.files import find_files
-from dp4tl_ray.data.images import Role, Split
-from dp4tl_ray.data.pictures import DatasetError, Pictures
+from dp4tl_ray.data.images import SPLITS, Role, Split
+from dp4tl_ray.data.pictures import DatasetError, Pictures, fingerprint, of_files
 from dp4tl_ray.data.tables import Table, joined
 from dp4tl_ray.specs.data import WebDataset
 
@@ -38,14 +38,37 @@ def list_webdataset(spec: WebDataset, role: Role) -> Pictures:
     Raises:
         DatasetError: A shard is missing or damaged, or a picture has no class.
     """
-    files, tables = find_files(spec.path, ".tar"), list[Table]()
-    for split, name, file in files:
-        if role == "target" or split == "train":
-            tables.append(_table(split, name, file))
-    named = Path(spec.path) / "classnames.txt"
-    class_names = named.read_text(encoding="utf-8").splitlines() if named.is_file() else ()
+    shards, names = _shards(spec, role), _class_names(spec)
+    tables = [_table(split, name, file) for split, name, file in shards]
+    class_names = names.read_text(encoding="utf-8").splitlines() if names.is_file() else ()
     listed = joined(tables, role, f"webdataset: {spec.path}", class_names)
-    return replace(listed, files=[str(file) for _, _, file in files])
+    return replace(listed, files=[str(file) for _, _, file in shards])
+
+
+def fingerprint_shards(spec: WebDataset, role: Role) -> str:
+    """Identify the shards as files, because a million heads of a tar take minutes to read.
+
+    Raises:
+        DatasetError: There are none.
+    """
+    shards = _shards(spec, role)
+    also = [path for path in (_class_names(spec), Path(spec.exclude or "")) if path.is_file()]
+    splits = [SPLITS.index(split) for split, _, _ in shards]
+    names = [name for _, name, _ in shards]
+    as_pictures = of_files(Path(), names, [0] * len(names), splits, ())
+    files = [str(file) for file in (*(file for _, _, file in shards), *also)]
+    return fingerprint(replace(as_pictures, files=files))
+
+
+def _shards(spec: WebDataset, role: Role) -> list[tuple[Split, str, Path]]:
+    """Return the shards that a role reads."""
+    found = find_files(spec.path, ".tar")
+    return [shard for shard in found if role == "target" or shard[0] == "train"]
+
+
+def _class_names(spec: WebDataset) -> Path:
+    """Return where names of classes lie, if they do."""
+    return Path(spec.path) / "classnames.txt"
 
 
 def _table(split: Split, name: str, file: Path) -> Table:

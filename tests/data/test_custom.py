@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from dp4tl_ray.data.images import Pixels
-from dp4tl_ray.data.load import fingerprint, open_pictures
+from dp4tl_ray.data.load import fingerprint, is_absent, open_pictures
 from dp4tl_ray.data.pictures import DatasetError
 from dp4tl_ray.results import read_results
-from dp4tl_ray.specs.data import Custom
+from dp4tl_ray.specs.data import Custom, located
 from dp4tl_ray.store import open_store
 from dp4tl_ray.sweep import plan_study, run_study
 from tests.conftest import draw_class, tiny_study
@@ -103,6 +103,14 @@ def test_version_and_options_are_part_of_what_it_is(package: Path) -> None:
     importlib.invalidate_caches()
     seen.add(fingerprint(spec("listed"), "source"))
     assert len(seen) == 3
+
+
+def test_a_path_with_a_scheme_is_the_loaders_own(package: Path) -> None:
+    ours = Custom(loader="listed", path="mine:stripes")
+    assert located(ours, "/data") == ours and not is_absent(ours)
+    assert is_absent(Custom(loader="lister", path="mine:stripes"))
+    assert is_absent(Custom(loader="listed", path="/nowhere"))
+    assert open_pictures(ours, "source").ids[0] == "mine:stripes/source/0"
 
 
 def test_one_that_is_not_installed_is_named(package: Path) -> None:

@@ -168,12 +168,15 @@ def test_the_fingerprint_changes_with_the_files(kind: str, tmp_path: Path) -> No
     os.utime(path, (1, 1))
     seen = {fingerprint(spec(kind, tmp_path), "source")}
     assert fingerprint(spec(kind, tmp_path), "source") in seen
-    WRITERS[kind](path, [*rows[:2], (rows[2][0], 1), *rows[3:]])  # another label
-    os.utime(path, (1, 1))
-    seen.add(fingerprint(spec(kind, tmp_path), "source"))
     os.utime(path, (2, 2))
     seen.add(fingerprint(spec(kind, tmp_path), "source"))
-    assert len(seen) == 3
+    os.utime(path.rename(tmp_path / f"train{ENDINGS[kind]}"), (2, 2))
+    seen.add(fingerprint(spec(kind, tmp_path), "source"))
+    (tmp_path / "excluded.txt").write_text(
+        open_pictures(spec(kind, tmp_path), "source").ids[0] + "\n"
+    )
+    seen.add(fingerprint(spec(kind, tmp_path, exclude=str(tmp_path / "excluded.txt")), "source"))
+    assert len(seen) == 4
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -304,8 +307,12 @@ def test_a_shard_is_read_as_webdataset_reads_it(tmp_path: Path) -> None:
 def test_class_names_may_lie_beside_the_shards(tmp_path: Path) -> None:
     write_tar(tmp_path / "train" / "0.tar", samples(4, [2, 0]))
     (tmp_path / "classnames.txt").write_text("ape\nbee\ncat\n")
-    source = open_pictures(WebDataset(path=str(tmp_path)), "source")
+    here = WebDataset(path=str(tmp_path))
+    source, seen = open_pictures(here, "source"), fingerprint(here, "source")
     assert source.class_names == ("ape", "bee", "cat") and source.labels.tolist() == [2, 0, 2, 0]
+    (tmp_path / "classnames.txt").write_text("ape\nbee\ndog\n")
+    os.utime(tmp_path / "classnames.txt", (1, 1))
+    assert fingerprint(here, "source") != seen
 
 
 def test_a_picture_without_a_class_is_named(tmp_path: Path) -> None:

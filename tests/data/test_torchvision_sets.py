@@ -145,7 +145,7 @@ def test_what_is_missing_is_answered_with_the_layout_and_where_to_get_it(
     assert "https://" in str(error.value)
     dead = name in ("sun397", "stanford_cars")
     assert ('download=True)" downloads it' in str(error.value)) != dead
-    assert ("huggingface.co" in str(error.value)) == dead
+    assert ("path: hub:" in str(error.value)) == dead
     (tmp_path / folder).mkdir()
     with pytest.raises(DatasetError, match=f"{name}: torchvision cannot read .* Expected: "):
         open_pictures(here, "target")
