@@ -9,7 +9,7 @@ from dp4tl_ray.data.pictures import DatasetError
 from dp4tl_ray.data.tables import splits_named
 
 
-def find_files(path: str, suffix: str) -> list[tuple[Split, str, Path]]:
+def find_files(path: str, suffix: str, holding: str) -> list[tuple[Split, str, Path]]:
     """Return split, name and path of the files at a path, by name.
 
     A name is that below the folder, or below the part of a glob that is no pattern.
@@ -17,13 +17,17 @@ def find_files(path: str, suffix: str) -> list[tuple[Split, str, Path]]:
     Args:
         path: File, folder or glob.
         suffix: Of the files in a folder, such as .tar.
+        holding: What files should hold, for people.
 
     Raises:
         DatasetError: There are none, or one is of no split, or of two.
     """
     root, found = _root(Path(path)), sorted(_matches(path, suffix))
     if not found:
-        raise DatasetError(f"no {suffix} files at {path}; expected a file, a folder, or a glob")
+        raise DatasetError(
+            f"no {suffix} files at {path}; expected a file, a folder or a glob of files that hold "
+            f"{holding}; splits are in their names, such as train-00{suffix}"
+        )
     names = [file.relative_to(root).as_posix() for file in found]
     spoken = [splits_named(name) for name in names]
     if Path(path).is_file() or not any(spoken):

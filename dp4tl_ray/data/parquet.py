@@ -27,7 +27,9 @@ def list_parquet(spec: Parquet, role: Role) -> Pictures:
     Raises:
         DatasetError: A file is missing, or is not Parquet, or lacks a column.
     """
-    files, pictures = find_files(spec.path, ".parquet"), _RowGroups(spec.image)
+    holding = f"columns {spec.image!r}, encoded pictures, and {spec.label!r}"
+    files = find_files(spec.path, ".parquet", holding)
+    pictures = _RowGroups(spec.image)
     tables, class_names = list[Table](), list[str]()
     for split, name, file in files:
         if role == "source" and split != "train":

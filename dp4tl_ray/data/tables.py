@@ -61,18 +61,7 @@ def joined(
         labeled = [one._replace(split="test") if one.split == "val" else one for one in labeled]
     labeled.sort(key=lambda one: SPLITS.index(one.split))
     labels = [*chain.from_iterable(one.labels for one in labeled)]
-    if {type(label) for label in labels} not in ({int}, {str}, set()):
-        odd = next(label for label in labels if type(label) is not type(labels[0]))
-        raise DatasetError(
-            f"{whose}: labels are {labels[0]!r} and {odd!r}: they must be whole numbers or names"
-        )
-    values = [*range(len(class_names))] if class_names else sorted(set(labels))
-    number = {value: k for k, value in enumerate(values)}
-    if unknown := [label for label in labels if label not in number or label == UNLABELED]:
-        raise DatasetError(
-            f"{whose}: label {unknown[0]!r} is none of its {len(values)} classes, 0 to "
-            f"{len(values) - 1}"
-        )
+    numbers, class_names = _numbered(labels, class_names, whose)
     ends = [*accumulate(len(one.ids) for one in labeled)]
 
     def read(i: int) -> bytes | Pixels:
@@ -81,11 +70,27 @@ def joined(
 
     return Pictures(
         ids=[*chain.from_iterable(one.ids for one in labeled)],
-        labels=np.array([number[label] for label in labels], np.int64),
+        labels=np.array(numbers, np.int64),
         splits=np.repeat(
             np.array([SPLITS.index(one.split) for one in labeled], np.int8),
             [len(one.ids) for one in labeled],
         ),
-        class_names=tuple(class_names) or tuple(map(str, values)),
+        class_names=tuple(class_names),
         read=read,
     )
+
+
+def _numbered(
+    labels: Sequence[Any], class_names: Sequence[str], whose: str
+) -> tuple[list[int], Sequence[str]]:
+    """Return the number of each label, and the names of the classes."""
+    if {type(label) for label in labels} not in ({int}, {str}, set()):
+        odd = next(label for label in labels if type(label) is not type(labels[0]))
+        raise DatasetError(
+            f"{whose}: labels are {labels[0]!r} and {odd!r}: they must be whole numbers or names"
+        )
+    values = [*range(len(class_names))] if class_names else sorted({*labels} - {UNLABELED})
+    number = {value: k for k, value in enumerate(values)}
+    if unknown := [label for label in labels if label not in number]:
+        raise DatasetError(f"{whose}: label {unknown[0]!r} is none of {len(values)} classes")
+    return [number[label] for label in labels], class_names or [str(value) for value in values]

@@ -62,7 +62,7 @@ def fingerprint_shards(spec: WebDataset, role: Role) -> str:
 
 def _shards(spec: WebDataset, role: Role) -> list[tuple[Split, str, Path]]:
     """Return the shards that a role reads."""
-    found = find_files(spec.path, ".tar")
+    found = find_files(spec.path, ".tar", "KEY.jpg and KEY.cls")
     return [shard for shard in found if role == "target" or shard[0] == "train"]
 
 
