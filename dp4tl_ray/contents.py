@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from dp4tl_ray.atomic import write_atomically
-from dp4tl_ray.data.load import fingerprint, is_absent
+from dp4tl_ray.data.load import fingerprint, is_absent, place_of
 from dp4tl_ray.plan import Plan, Role
 from dp4tl_ray.scoring.elsewhere import (
     file_fingerprint,
@@ -17,7 +17,8 @@ from dp4tl_ray.scoring.elsewhere import (
     pretrained_fingerprint,
     scorer_version,
 )
-from dp4tl_ray.specs.data import Dataset, OnDisk
+from dp4tl_ray.specs.base import canonical_json
+from dp4tl_ray.specs.data import SCHEME, Dataset, OnDisk
 from dp4tl_ray.specs.example_methods import ExamplePlugin, ScoresFile
 from dp4tl_ray.specs.method import AnyMethod
 from dp4tl_ray.specs.pretraining import Pretrained
@@ -59,18 +60,30 @@ class Contents:
             return see()
         if (known := self.known.get(_key(thing, role))) is not None:
             return known
-        line = f"{os.path.abspath(_path(thing))} is not here: `dp4tl run` needs it"
+        place = _place(thing)
+        place = place if SCHEME.match(place) else os.path.abspath(place)
+        line = f"{place} is not here: `dp4tl run` needs it"
         if line not in self.absent:
             self.absent.append(line)
         return "absent"
 
 
-def _path(thing: Files) -> str:
-    return thing.weights if isinstance(thing, Pretrained) else thing.path
+def _place(thing: Files) -> str:
+    match thing:
+        case Pretrained():
+            return thing.weights
+        case OnDisk():
+            return place_of(thing)
+        case _:
+            return thing.path
 
 
 def _key(thing: Files, role: Role) -> str:
-    return f"{role} {_path(thing)}"
+    """Name what a fingerprint is of: many datasets of torchvision have the same path."""
+    if isinstance(thing, OnDisk):
+        no_other_pictures = {"image_size", "channels", "stored", "corrupt", "shots"}
+        return f"{role} {canonical_json(thing.model_dump(mode='json', exclude=no_other_pictures))}"
+    return f"{role} {_place(thing)}"
 
 
 def remembered(store: Store, study: str) -> dict[str, str]:

@@ -83,6 +83,7 @@ def _result(
         metrics=Metrics(
             accuracy=_metric(transfer, "accuracy"),
             mean_class_accuracy=_metric(transfer, "mean_class_accuracy"),
+            worst_group_accuracy=_optional(transfer, "worst_group_accuracy"),
             robust=_robust(plan, transfer),
         )
         if done

@@ -21,7 +21,7 @@ from dp4tl_ray.runners.journal import Follower, Journal
 from dp4tl_ray.runners.progress import Display
 from dp4tl_ray.runners.status import StatusFile
 from dp4tl_ray.specs.adversarial import AutoAttackRobustness
-from dp4tl_ray.specs.data import OnDisk, located
+from dp4tl_ray.specs.data import HuggingFace, OnDisk, located
 from dp4tl_ray.specs.load import StudyError
 from dp4tl_ray.specs.network import TimmNetwork
 from dp4tl_ray.specs.pretraining import Pretrained
@@ -95,11 +95,18 @@ def plan_study(
 
 
 def check_packages(study: Study) -> None:
-    """Refuse networks and attacks of a package that is not installed.
+    """Refuse datasets, networks and attacks of a package that is not installed.
 
     Raises:
         StudyError: With what to install.
     """
+    if any(isinstance(d, HuggingFace) for d in (study.source, *study.targets)):
+        package = find_spec("datasets")
+        if package is None or package.origin is None:  # a folder of that name is no package
+            raise StudyError(
+                "dataset: huggingface needs the package datasets: "
+                "pip install 'dp4tl_ray[huggingface]'"
+            )
     own = [method.recipe for method in study.methods if isinstance(method, Counterfactual)]
     recipes = (study.surrogate, *study.surrogates.values(), *study.pretraining, *own)
     networks = [recipe.network for recipe in recipes if isinstance(recipe, Training | Pretrained)]

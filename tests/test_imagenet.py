@@ -18,19 +18,26 @@ from dp4tl_ray.cli import main
 from dp4tl_ray.plan import Plan
 from dp4tl_ray.results import read_results
 from dp4tl_ray.specs.adversarial import relative_cost
-from dp4tl_ray.specs.data import ImageFolder
+from dp4tl_ray.specs.data import ImageNet, OnDisk
 from dp4tl_ray.specs.load import load_study
 from dp4tl_ray.specs.pretraining import Pretrained
 from dp4tl_ray.specs.schema import schema_text
 from dp4tl_ray.specs.steps import PretrainStep, PruneStep
 from dp4tl_ray.specs.training import Recipe, Training
 from dp4tl_ray.sweep import plan_study
+from tests.data.copies import COOP, coop
 from tests.data.loading import load_images
 
 CLASSES, PER_CLASS = 1000, 2
-TARGETS = ("oxford_pets", "dtd", "flowers102", "stanford_cars", "sun397")
+TARGETS = ("OxfordPets", "DescribableTextures", "OxfordFlowers", "StanfordCars", "SUN397")
 
 Overrides = dict[str, Any]
+
+
+def split_file(name: str) -> str:
+    """Return where CoOp's split of a target is, below the data root."""
+    return f"{COOP[name][0]}/split_zhou_{name}.json"
+
 
 EVERYWHERE: Overrides = {
     "seeds": [0],
@@ -80,7 +87,7 @@ OVERRIDES: dict[str, Overrides] = {
         **training("pretraining.0", 1),
         # two targets and variants: every adversarial training attacks 256 images at its end
         "targets": [
-            {"dataset": "image_folder", "path": path, "image_size": 160} for path in TARGETS[:2]
+            {"dataset": "coop", "path": split_file(name), "image_size": 160} for name in TARGETS[:2]
         ],
         "adversarial": ["none", "dp4tl_asis"],
         "transfers.1.epochs": 1,
@@ -109,15 +116,15 @@ def dp4tl(verb: str, name: str, store: Path, changes: list[str], *options: str) 
     return main([verb, str(study_file(name)), "--store", str(store), *options, *words])
 
 
-def write_picture(path: Path, rng: np.random.Generator, mode: str = "RGB") -> None:
+def write_picture(path: Path, rng: np.random.Generator) -> None:
     width, height = rng.integers(12, 24, 2)
     coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
-    coarse.resize((int(width), int(height))).convert(mode).save(path, "JPEG")
+    coarse.resize((int(width), int(height))).save(path, "JPEG")
 
 
 @pytest.fixture(scope="session")
 def tiny_imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root: train/<wnid>/<wnid>_<number>.JPEG of 1,000 classes, and five targets."""
+    """A data root: train/<wnid>/<wnid>_<number>.JPEG of 1,000 classes, and CoOp's targets."""
     root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     for index in range(CLASSES):
         wnid = f"n{1440764 + 13649 * index:08d}"
@@ -125,14 +132,11 @@ def tiny_imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder.mkdir(parents=True)
         for number in rng.choice(30000, PER_CLASS, replace=False):
             write_picture(folder / f"{wnid}_{number}.JPEG", rng)
+    classes = ("american bulldog", "Audi TT (2011)", "sea_anemone")
     for target in TARGETS:
-        for split, count in (("train", 6), ("val", 3), ("test", 3)):
-            for name in ("american bulldog", "Audi TT (2011)", "sea_anemone"):
-                folder = root / target / split / name
-                folder.mkdir(parents=True)
-                for number in range(count):
-                    mode = "L" if number == 0 else "RGB"
-                    write_picture(folder / f"image_{number:05d}.jpg", rng, mode)
+        coop(root, target, rng, classes, counts=(6, 3, 3))
+        for path in sorted((root / COOP[target][0]).rglob("*.jpg"))[::4]:
+            Image.open(path).convert("L").save(path)
     return root
 
 
@@ -172,7 +176,7 @@ def test_the_cost_in_a_files_head_is_that_of_its_plan(
     plan = plan_study(load_study(study_file(name), here), absent=absent)
     datasets = [plan.study.source, *plan.study.targets]
     for dataset, line in zip(datasets, printed["absent"], strict=False):
-        assert isinstance(dataset, ImageFolder)
+        assert isinstance(dataset, OnDisk)
         assert line.startswith(f"{tmp_path / dataset.path} is not here")
     assert printed["absent"] == absent
     unchecked = [line for line in absent if ".queue_size: " in line and "not checked" in line]
@@ -216,7 +220,7 @@ def test_without_its_data_a_study_is_not_run(
 ) -> None:
     folder = tmp_path / "store"
     assert dp4tl("run", name, folder, [f"data_root={tmp_path}"]) == 2
-    assert f"{tmp_path / 'imagenet'} is not a folder" in capsys.readouterr().err
+    assert f"{tmp_path / 'imagenet' / 'train'} is not a folder" in capsys.readouterr().err
     assert not list(folder.glob("*/*/*"))
 
 
@@ -231,9 +235,8 @@ def test_what_there_is_of_the_data_is_not_called_absent(
     assert "32768 is more than a quarter" in capsys.readouterr().err
     assert dp4tl("plan", "imagenet_label_mapping", tmp_path / "store", here) == 0
     absent = capsys.readouterr().out.split("\n\n")[-1].splitlines()
-    targets = ("oxford_pets", "dtd", "flowers102", "stanford_cars")
     assert [line.split(" is not here")[0] for line in absent] == [
-        str(tmp_path / target) for target in targets
+        str(tmp_path / split_file(target)) for target in TARGETS[:4]
     ]
 
 
@@ -246,9 +249,7 @@ def test_the_surrogate_that_needs_no_training_can_be_put_in() -> None:
 
 
 def test_imagenets_classes_are_read_in_the_order_of_their_wnids(tiny_imagenet: Path) -> None:
-    spec = ImageFolder(
-        dataset="image_folder", path=str(tiny_imagenet / "imagenet"), image_size=8, channels=1
-    )
+    spec = ImageNet(path=str(tiny_imagenet / "imagenet"), image_size=8, channels=1)
     data = load_images(spec, "source")
     assert len(data.class_names) == CLASSES and list(data.class_names) == sorted(data.class_names)
     assert np.bincount(data.labels).tolist() == [PER_CLASS] * CLASSES

@@ -111,3 +111,17 @@ def test_specs_and_help_are_light() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout == "[]\n"
+
+
+def test_a_plan_imports_what_reads_pictures_only_where_it_is_needed() -> None:
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from dp4tl_ray.specs.load import load_study\n"
+        "from dp4tl_ray.sweep import plan_study\n"
+        "plan = plan_study(load_study(Path('experiments/quickstart.yaml')))\n"
+        "readers = ('torch', 'torchvision', 'datasets', 'pyarrow', 'webdataset')\n"
+        "print(len(plan.steps) > 0, [m for m in readers if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout == "True []\n"

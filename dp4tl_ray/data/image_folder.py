@@ -56,7 +56,7 @@ def list_image_folder(spec: ImageFolder, role: Role) -> Pictures:
             raise DatasetError(
                 f"image_folder: class {odd!r} is not in every split of {root.absolute()}"
             )
-        pictures = [_pictures(folder / name) for name in here]
+        pictures = [pictures_below(folder / name) for name in here]
         if not any(pictures):
             raise DatasetError(f"image_folder: no pictures below {folder.absolute()}; {LAYOUT}")
         split = 0 if folder == root else [str(name) for name in SPLITS].index(folder.name)
@@ -72,7 +72,7 @@ def list_image_folder(spec: ImageFolder, role: Role) -> Pictures:
     return of_files(root, names, labels, splits, class_names or ())
 
 
-def _pictures(folder: Path) -> list[str]:
+def pictures_below(folder: Path) -> list[str]:
     """List the pictures of a class by their name below its folder."""
     found = []
     for place, _, files in os.walk(folder):

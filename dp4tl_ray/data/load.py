@@ -1,23 +1,41 @@
 """Dataset specs -> their pictures, listed; nothing is decoded."""
 
+import glob
 import os
 from pathlib import Path
 from typing import assert_never
 
+from dp4tl_ray.data.coop import list_coop
+from dp4tl_ray.data.elsewhere import is_installed, list_custom
+from dp4tl_ray.data.huggingface import is_cached, list_huggingface
 from dp4tl_ray.data.image_folder import list_image_folder
+from dp4tl_ray.data.imagenet import list_imagenet
 from dp4tl_ray.data.images import LabeledImages, Role
+from dp4tl_ray.data.parquet import list_parquet
 from dp4tl_ray.data.pictures import DatasetError, Pictures, with_all_splits, without
 from dp4tl_ray.data.pictures import fingerprint as fingerprint_of
+from dp4tl_ray.data.torchvision_sets import folder_of, list_torchvision
+from dp4tl_ray.data.waterbirds import list_waterbirds
+from dp4tl_ray.data.webdataset import fingerprint_shards, list_webdataset
 from dp4tl_ray.specs.data import (
+    SCHEME,
     AnyOnDisk,
+    CoOp,
+    Custom,
     Dataset,
     GlyphsAndTextures,
     HandwrittenDigits,
     HeldOutLetters,
     HeldOutTextures,
+    HuggingFace,
     ImageFolder,
+    ImageNet,
     OnDisk,
+    Parquet,
     Source,
+    TorchvisionDataset,
+    Waterbirds,
+    WebDataset,
 )
 
 Embedded = GlyphsAndTextures | HeldOutLetters | HandwrittenDigits | HeldOutTextures
@@ -36,6 +54,8 @@ def open_pictures(spec: Dataset, role: Role) -> Pictures:
     if not isinstance(spec, OnDisk):
         return _rendered(spec)
     pictures = _listed(spec, role)
+    if not len(pictures.rows("train")):
+        raise DatasetError(f"{spec.dataset}: {spec.path} has no train pictures")
     if len(set(pictures.ids)) != len(pictures):
         raise DatasetError(f"{spec.dataset}: two pictures of {spec.path} have the same id")
     if role == "source":
@@ -49,6 +69,22 @@ def _listed(spec: AnyOnDisk, role: Role) -> Pictures:
     match spec:
         case ImageFolder():
             return list_image_folder(spec, role)
+        case ImageNet():
+            return list_imagenet(spec, role)
+        case TorchvisionDataset():
+            return list_torchvision(spec, role)
+        case CoOp():
+            return list_coop(spec)
+        case Waterbirds():
+            return list_waterbirds(spec)
+        case HuggingFace():
+            return list_huggingface(spec, role)
+        case Parquet():
+            return list_parquet(spec, role)
+        case WebDataset():
+            return list_webdataset(spec, role)
+        case Custom():
+            return list_custom(spec, role)
         case _:
             assert_never(spec)
 
@@ -80,12 +116,26 @@ def fingerprint(spec: AnyOnDisk, role: Role) -> str:
     Raises:
         DatasetError: Files are missing, or not as they should be.
     """
+    if isinstance(spec, WebDataset):
+        return fingerprint_shards(spec, role)
     return fingerprint_of(open_pictures(spec, role))
+
+
+def place_of(spec: OnDisk) -> str:
+    """Return the file or folder that a dataset is."""
+    return folder_of(spec) if isinstance(spec, TorchvisionDataset) else spec.path
 
 
 def is_absent(spec: OnDisk) -> bool:
     """Say whether a dataset is not on this machine."""
-    return not os.path.exists(spec.path)
+    if SCHEME.match(spec.path):
+        match spec:
+            case HuggingFace():
+                return not is_cached(spec)
+            case Custom():
+                return not is_installed(spec.loader)
+    place = place_of(spec)
+    return not (os.path.exists(place) or glob.glob(place))
 
 
 def count_source(spec: Source) -> int:

@@ -34,6 +34,8 @@ class Pictures:
     groups: npt.NDArray[np.int64] | None = field(default=None)
     """Group of each, (N,), where the worst one is to be reported."""
     group_names: tuple[str, ...] = ()
+    version: str = ""
+    """What else identifies the content, such as a revision, or who has listed it."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -89,17 +91,23 @@ def of_files(
 
 
 def fingerprint(pictures: Pictures) -> str:
-    """Identify pictures by name, class and split, and by size and time of their files.
+    """Identify pictures by name, class and split, and by version, size and time of their files.
 
     Nothing is opened, and the folder that all lie in does not count.
+
+    Raises:
+        DatasetError: A file that a list names is not there.
     """
-    content = hashlib.sha256(repr(pictures.class_names).encode())
+    content = hashlib.sha256(repr((pictures.version, pictures.class_names)).encode())
     rows = zip(pictures.ids, pictures.labels.tolist(), pictures.splits.tolist(), strict=True)
     content.update("\n".join(f"{id}\0{label}\0{split}" for id, label, split in rows).encode())
     if pictures.groups is not None:
         content.update(pictures.groups.tobytes())
     for file in pictures.files:
-        status = os.stat(file)
+        try:
+            status = os.stat(file)
+        except OSError as error:
+            raise DatasetError(f"{file} belongs to the dataset: {error.strerror}") from error
         content.update(f"{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return content.hexdigest()
 

@@ -83,6 +83,7 @@ def markdown(
         if panel.curves:
             lines += ["", *_accuracy_table(panel, margin), *_regret_table(panel)]
             lines += ["", *_cost_table(panel)]
+        lines += _worst_group_table(panel)
         for attack, under in attacked:
             if under.setting == panel.setting:
                 lines += ["", f"### Under {attack}", "", _level(under)]
@@ -161,6 +162,26 @@ def _accuracy_table(panel: Panel, margin: float) -> list[str]:
         at = {p.pruning_ratio: _mean_sd(accuracies(p.done)) for p in curve.points}
         rows.append([curve.method, *(at.get(r, MISSING) for r in ratios), _verdict(curve)])
     return markdown_table(rows)
+
+
+def _worst_group_table(panel: Panel) -> list[str]:
+    """Cross methods with ratios, of a target that has groups."""
+    reached = {(c.method, p.pruning_ratio): _worst(p.done) for c in panel.curves for p in c.points}
+    full, floor = _worst(panel.full), _worst(panel.untrained)
+    if not any((full, floor, *reached.values())):
+        return []
+    ratios = sorted({ratio for _, ratio in reached})
+    lines = ["", "### In the worst group", ""]
+    lines += [f"full source {_mean_sd(full)}, untrained {_mean_sd(floor)}", ""]
+    rows = [["method", *(f"{r:g}" for r in ratios)]]
+    for method in dict.fromkeys(method for method, _ in reached):
+        rows.append([method, *(_mean_sd(reached.get((method, r), [])) for r in ratios)])
+    return lines + (markdown_table(rows) if reached else [])
+
+
+def _worst(results: Iterable[Result]) -> list[float]:
+    found = (r.metrics.worst_group_accuracy for r in results if r.metrics)
+    return [accuracy for accuracy in found if accuracy is not None]
 
 
 def _regret_table(panel: Panel) -> list[str]:

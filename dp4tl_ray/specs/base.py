@@ -155,6 +155,12 @@ Positive = Annotated[float, Field(gt=0, le=MAX_FLOAT)]
 NotNegative = Annotated[float, Field(ge=0, le=MAX_FLOAT)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
+# the bounds of both are exact as floats, or a whole number just above could pass as one
+OptionInt = Annotated[int, Field(ge=-MAX_FLOAT, le=MAX_FLOAT)]
+OptionFloat = Annotated[float, Field(ge=-MAX_FLOAT, le=MAX_FLOAT)]
+Options = dict[str, bool | OptionInt | OptionFloat | str]
+"""Keyword arguments of a plug-in."""
+
 T = TypeVar("T", bound=Hashable)
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dp4tl_ray.specs.base import MAX_FLOAT, BareName, Count, Positive, Spec
+from dp4tl_ray.specs.base import BareName, Count, Options, Positive, Spec
 from dp4tl_ray.specs.selector import ExampleSelector, Gumbel, Top
 
 Combine = Literal["mean", "max", "round_robin", "soft_min"]
@@ -217,11 +217,6 @@ class ScoresFile(ExampleMethod):
     """File that every machine can read; its content is part of the identity."""
 
 
-# the bounds of both are exact as floats, or a whole number just above could pass as one
-OptionInt = Annotated[int, Field(ge=-MAX_FLOAT, le=MAX_FLOAT)]
-OptionFloat = Annotated[float, Field(ge=-MAX_FLOAT, le=MAX_FLOAT)]
-
-
 class ExamplePlugin(TargetAwareExampleMethod):
     """A scorer of another package, found through the entry point group `dp4tl_ray.scorers`."""
 
@@ -230,7 +225,7 @@ class ExamplePlugin(TargetAwareExampleMethod):
     """Name of the entry point."""
     target_aware: bool = False
     """Whether it also receives the embedded target."""
-    options: dict[str, bool | OptionInt | OptionFloat | str] = Field(default={})
+    options: Options = Field(default={})
     """Keyword arguments of the scorer."""
 
 

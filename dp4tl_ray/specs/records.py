@@ -92,6 +92,8 @@ class Metrics(Spec):
     """Share of test examples classified correctly."""
     mean_class_accuracy: Fraction
     """Mean over classes of the share classified correctly."""
+    worst_group_accuracy: Fraction | None = None
+    """The smallest share of a group classified correctly; null for targets without groups."""
     robust: Listed[RobustAccuracy] = ()
     """Accuracies under the attacks that the study asks for."""
 

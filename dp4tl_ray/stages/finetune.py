@@ -8,8 +8,9 @@ what the paper's code does.
 from typing import assert_never
 
 import numpy as np
+import numpy.typing as npt
 
-from dp4tl_ray.data.draws import draw_target
+from dp4tl_ray.data.draws import Rows, draw_target
 from dp4tl_ray.specs.adversarial import robust_key
 from dp4tl_ray.specs.steps import FinetuneStep
 from dp4tl_ray.specs.transfer import KNN, AnyTransfer, DP4TLAsIs, FullFinetune, LinearProbe
@@ -45,8 +46,21 @@ def run_finetune(spec: FinetuneStep, job: Job) -> Metrics:
     return {
         "accuracy": float(correct.mean()),
         "mean_class_accuracy": float(np.mean(per_class)),
+        **_of_groups(job, draw.test, correct),
         **outcome.chosen,
         **_under_attack(spec, job, task, outcome),
+    }
+
+
+def _of_groups(job: Job, test: Rows, correct: npt.NDArray[np.bool_]) -> Metrics:
+    """Write the group of each test image, and report the accuracy of the worst one."""
+    target = job.inputs["target"]
+    if "groups.npy" not in target.manifest.files:
+        return {}
+    groups = np.asarray(target.array("groups"))[test]
+    job.bench.array("test_groups", groups)
+    return {
+        "worst_group_accuracy": min(float(correct[groups == g].mean()) for g in np.unique(groups))
     }
 
 

@@ -94,6 +94,8 @@ def accuracies(result: Result) -> dict[str, float]:
         "accuracy": result.metrics.accuracy,
         "mean_class_accuracy": result.metrics.mean_class_accuracy,
     }
+    if result.metrics.worst_group_accuracy is not None:
+        named["worst_group_accuracy"] = result.metrics.worst_group_accuracy
     for check in result.metrics.robust:
         eps = pixels_text(check.eps).replace("/", " of ")  # a slash would make a section
         facts = check.model_dump(exclude={"accuracy", "eps"}).values()

@@ -77,7 +77,13 @@ EMBEDDED: Study = {
 PICTURES: Study = {
     "name": "pictures",
     "source": {"dataset": "image_folder", "path": "a", "image_size": 32, "channels": 3},
-    "targets": [{"dataset": "image_folder", "path": "b", "shots": 5}],
+    "targets": [
+        {"dataset": "image_folder", "path": "b", "shots": 5},
+        {"dataset": "coop", "path": "c", "images": "d"},
+        {"dataset": "huggingface", "path": "e", "config": "f", "label": "g"},
+        {"dataset": "parquet", "path": "h", "id": "i", "image": "j"},
+        {"dataset": "custom", "path": "k", "loader": "l", "options": {"m": 1, "n": "o"}},
+    ],
     "methods": [{"method": "label_mapping", "select": "whole_units"}],
     "pruning_ratios": [0.5],
     "pretraining": [
@@ -129,6 +135,15 @@ TAGS = {
         "handwritten_digits",
         "held_out_textures",
         "image_folder",
+        "imagenet",
+        "coop",
+        "waterbirds",
+        "dtd",
+        "sun397",
+        "huggingface",
+        "parquet",
+        "webdataset",
+        "custom",
     ],
     "arch": ["resnet9", "resnet18", "resnet50", "resnet101", "vit_b_16"],
     "method": [
