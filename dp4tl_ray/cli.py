@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     names = verbs.add_parser("list", help="list what there is to choose from, with its fields")
     kinds = ("methods", "selectors", "objectives", "adversarial", "networks", "transfers")
-    names.add_argument("what", choices=(*kinds, "robustness", "datasets"))
+    names.add_argument("what", choices=(*kinds, "robustness", "datasets", "encodings"))
     return parser
 
 

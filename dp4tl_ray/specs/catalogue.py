@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from dp4tl_ray.specs.adversarial import AnyAdversarial, AnyRobustness
 from dp4tl_ray.specs.base import TAGS, Spec, label, pixels_text
-from dp4tl_ray.specs.data import Dataset, Source, Target
+from dp4tl_ray.specs.data import JPEG, Dataset, Raw, Source, Target
 from dp4tl_ray.specs.method import AnyMethod
 from dp4tl_ray.specs.network import AnyNetwork
 from dp4tl_ray.specs.pretraining import AnyPretraining
@@ -21,6 +21,7 @@ KINDS: dict[str, Any] = {
     "methods": AnyMethod,
     "selectors": AnySelector,
     "datasets": Dataset,
+    "encodings": Raw | JPEG,
     "networks": AnyNetwork,
     "objectives": AnyPretraining,
     "transfers": AnyTransfer,

@@ -93,7 +93,7 @@ class OnDisk(_Target):
     channels: Annotated[Literal[1, 3], Whole] = 3
     """1 reads grey values, 3 reads RGB; source and targets must agree."""
     stored: Stored = Raw()
-    """How the store keeps the pictures: raw or jpeg."""
+    """How the store keeps the pictures: raw or jpeg; `dp4tl list encodings`."""
     corrupt: Literal["stop", "skip"] = "stop"
     """What to do about a picture that does not decode; what is skipped is listed, and an alarm."""
     exclude: Name | None = None
