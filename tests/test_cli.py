@@ -150,6 +150,12 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"targets": ["handwriten_digits"]}, "did you mean 'handwritten_digits'"),
     ({"methods": [{"method": "plugin", "scorer": "nobodys"}]}, "'nobodys' is not installed"),
     ({"methods": [{"method": "scores_file", "path": "/no.npz"}]}, "/no.npz: No such file"),
+    ({"methods": [{"method": "given", "path": "/no.txt"}]}, "given /no.txt: No such file"),
+    ({"methods": [{"method": "given", "path": "x", "select": "ccs"}]}, "'ccs' is not known"),
+    (
+        {"methods": [{"method": "random_classes", "within": {"method": "given", "path": "x"}}]},
+        "given keeps a list as it is, and orders no units",
+    ),
     ({"seeds": [0, 0]}, "repeats an earlier entry"),
     ({"seeds": []}, "at least one"),
     ({"seeds": "0"}, "list"),

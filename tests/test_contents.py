@@ -7,7 +7,7 @@ import pytest
 from dp4tl_ray.contents import Contents
 from dp4tl_ray.scoring.elsewhere import ScorerError
 from dp4tl_ray.specs.data import ImageFolder
-from dp4tl_ray.specs.example_methods import ScoresFile
+from dp4tl_ray.specs.example_methods import Given, ScoresFile
 from dp4tl_ray.specs.network import TorchvisionResNet
 from dp4tl_ray.specs.pretraining import Pretrained
 
@@ -17,11 +17,14 @@ from dp4tl_ray.specs.pretraining import Pretrained
     [
         Pretrained(network=TorchvisionResNet(arch="resnet18"), weights="gone"),
         ScoresFile(path="gone"),
+        Given(path="gone"),
         ImageFolder(path="gone"),
     ],
 )
 def test_what_is_gone_is_what_it_was_when_the_study_ran(
-    thing: Pretrained | ScoresFile | ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    thing: Pretrained | ScoresFile | Given | ImageFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     absent = list[str]()
