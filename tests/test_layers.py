@@ -23,6 +23,7 @@ RINGS = {
     "search": 4,
     "report": 4,
     "samples": 4,
+    "export": 5,
     "triage": 5,
     "runners": 5,
     "tracking": 5,
