@@ -40,8 +40,8 @@ formats, and the file that each writes beside manifest.json:
   hf                    kept.jsonl: the columns of csv, for datasets.load_dataset("json", ...)
   dp4tl                 kept.json: for `methods: [{method: given, path: kept.json}]`
 
-The source's order is that of torchvision's ImageFolder on its training folder; a .beton must have
-been written in it.
+The source's order is that of torchvision's ImageFolder on its training folder, where no class has
+folders of its own; a .beton must have been written in it.
 
   dp4tl export STUDY --method label_mapping --ratio 0.5 --target pets --format npy --out kept
 """

@@ -65,7 +65,9 @@ def misfit(spec: Pretrained) -> str:
     network = spec.network
     if spec.weights.startswith("torchvision:"):
         match network:
-            case TorchvisionResNet(small_images=False) | VisionTransformer(patch_size=16):
+            case TorchvisionResNet(small_images=False, blurpool=False):
+                return ""
+            case VisionTransformer(patch_size=16):
                 return ""
         return f"weights {spec.weights} are of torchvision's own networks, such as resnet18"
     if spec.weights == "timm" and not (isinstance(network, TimmNetwork) and "." in network.name):

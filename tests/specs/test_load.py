@@ -56,6 +56,10 @@ def test_a_good_study_is_read(write: Write) -> None:
     assert study.pruning_ratios == (0.0, 0.5)
 
 
+BLURRED = (
+    "{objective: pretrained, network: {arch: resnet18, blurpool: true}, "
+    "weights: torchvision:V1, outputs: source}"
+)
 MISTAKES = [
     # (old, new, position, field path, fragments of the message, what is underlined)
     ("epochs: 3}\nseeds", "epohcs: 3}\nseeds", "9:12", "pretraining[0].budget.epohcs",
@@ -128,6 +132,8 @@ MISTAKES = [
      "objective: pretrained, network: resnet9, weights: torchvision:V1, outputs: source}",
      "3:12", "surrogate", ["are of torchvision's own networks, such as resnet18"],
      "{objective: pretrained, network: resnet9, weights: torchvision:V1, outputs: source}"),
+    ("objective: supervised, budget: {epochs: 3}}", BLURRED[1:], "3:12", "surrogate",
+     ["are of torchvision's own networks, such as resnet18"], BLURRED),
     ("objective: supervised, budget: {epochs: 3}}",
      "objective: pretrained, network: {arch: timm, name: a}, weights: timm, outputs: source}",
      "3:12", "surrogate", ["whose name says which, such as resnet18.a1_in1k"],
