@@ -136,7 +136,7 @@ TAGS = {
         *("normsim", "tdds", "herding", "plugin", "counterfactual"),
     ],
     "rule": ["top", "whole_units", "quota", "gumbel", "stratified", "ccs", "d2"],
-    "objective": ["supervised", "none", "raw_pixels"],
+    "objective": ["supervised", "dp4tl_rn18_16", "ffcv_rn18_16", "none", "raw_pixels"],
     "transfer": ["linear_probe", "full_finetune", "knn", "dp4tl_asis"],
     "attack": ["pgd", "fgsm_rs", "n_fgsm", "free", "trades", "autoattack"],
 }

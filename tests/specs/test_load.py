@@ -116,7 +116,7 @@ MISTAKES = [
     ("budget: {epochs: 3}}", "budget: {}}", "3:44", "surrogate.budget",
      ["give either epochs or examples_seen"], "{}"),
     ("{objective: supervised, budget: {epochs: 3}}", "3", "3:12", "surrogate",
-     ["must be a name or a record, got 3; allowed: byol, moco_v2"], "3"),
+     ["must be a name or a record, got 3; allowed: byol, dp4tl_rn101_16"], "3"),
     ("objective: supervised, budget: {epochs: 3}}", "objective: moco_v1}", "3:24",
      "surrogate.objective", ["'moco_v1' is not known; did you mean 'moco_v"], "moco_v1"),
     ("objective: supervised, budget: {epochs: 3}}", "objective: simclr}", "5:27", "methods[1]",
