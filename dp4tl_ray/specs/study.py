@@ -23,7 +23,7 @@ from dp4tl_ray.specs.pretraining import (
 )
 from dp4tl_ray.specs.self_supervised import MoCoV2, SelfSupervised
 from dp4tl_ray.specs.training import Training
-from dp4tl_ray.specs.transfer import KNN, LinearProbe, Transfer
+from dp4tl_ray.specs.transfer import KNN, LinearProbe, Transfer, unknown_target
 from dp4tl_ray.specs.unit_methods import Counterfactual
 
 PruningRatio = Annotated[float, Field(ge=0, lt=1)]
@@ -130,8 +130,8 @@ class Study(Spec):
     seeds: Axis[Seed] = (0,)
     """Axis: a seed varies target draw, surrogate, selection, pretraining and transfer together."""
     robustness: Checks = ()
-    """Attacks on the test images after linear_probe and full_finetune; empty measures clean
-    accuracy alone."""
+    """Attacks on the test images after linear_probe, full_finetune and dp4tl_full_finetune; empty
+    measures clean accuracy alone."""
     search: Literal["grid", "lossless"] = "grid"
     """grid runs every pruning ratio. lossless finds, per method and target, the largest of them
     whose loss against the full source stays below report.margin, by bisection: few ratios run. It
@@ -162,6 +162,10 @@ class Study(Spec):
         if isinstance(self.source, ImageFolder) and self.source.shots is not None:
             raise _rule("source", "shots are drawn from targets; a source is pruned instead")
         self._targets_match_source()
+        for n, transfer in enumerate(self.transfers, start=1):
+            for target in self.targets:
+                if problem := unknown_target(transfer, target.dataset):
+                    raise _rule("transfers", f"{transfer.transfer}: {problem}", n)
         for n, method in enumerate(self.methods, start=1):
             if problem := contradiction(method):
                 raise _rule("methods", f"{method.method}: {problem}", n)

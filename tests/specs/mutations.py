@@ -137,7 +137,7 @@ TAGS = {
     ],
     "rule": ["top", "whole_units", "quota", "gumbel", "stratified", "ccs", "d2"],
     "objective": ["supervised", "dp4tl_rn18_16", "ffcv_rn18_16", "none", "raw_pixels"],
-    "transfer": ["linear_probe", "full_finetune", "knn", "dp4tl_asis"],
+    "transfer": ["linear_probe", "full_finetune", "dp4tl_full_finetune", "knn", "dp4tl_asis"],
     "attack": ["pgd", "fgsm_rs", "n_fgsm", "free", "trades", "autoattack"],
 }
 TAG_OF = {name: tag for tag, names in TAGS.items() for name in names}

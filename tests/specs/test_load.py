@@ -179,6 +179,10 @@ MISTAKES = [
      "{method: random_classes, within: {method: el2n, select: ccs}}"),
     ("[0, 1]", "[0, 1]\ntransfers: [{transfer: linear_probe, solver: adam, l2: [0.1]}]", "11:56",
      "transfers[0].l2", ["solver: adam has no penalty to choose: leave l2 out"], "[0.1]"),
+    ("[0, 1]", "[0, 1]\ntransfers: [linear_probe, dp4tl_full_finetune]", "11:27", "transfers[1]",
+     ["dp4tl_full_finetune: optimizer by_target: the paper's code does not finetune on "
+      "held_out_letters; write optimizer: adam or sgd (it knows cifar10, cifar100, dtd,"],
+     "dp4tl_full_finetune"),
     ("[0, 1]", "[0, 1]\ntransfers: [{transfer: dp4tl_asis, optimizer: sgd}]", "11:47",
      "transfers[0].optimizer", ["mode: linear_probe is trained by adam"], "sgd"),
     ("[0, 1]", "[0, 1]\nadversarial: [{attack: pgd, eps: 4}]", "11:34", "adversarial[0].eps",

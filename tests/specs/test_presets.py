@@ -20,6 +20,15 @@ from dp4tl_ray.specs.pretraining import (
     Supervised,
 )
 from dp4tl_ray.specs.training import Budget, Recipe
+from dp4tl_ray.specs.transfer import (
+    KNN,
+    PAPER_OPTIMIZERS,
+    DP4TLAsIs,
+    DP4TLFullFinetune,
+    FullFinetune,
+    paper_finetune,
+    unknown_target,
+)
 from dp4tl_ray.store import open_store
 from dp4tl_ray.sweep import plan_study, run_study
 from dp4tl_ray.training.fit import build_optimizer
@@ -177,3 +186,30 @@ def test_a_study_of_presets_can_be_read(tmp_path: Path) -> None:
     assert isinstance(study.pretraining[0], Recipe)
     assert study.pretraining[0].network.arch == "resnet18"
     assert study.pretraining[0].optimizer.lr == 0.25
+
+
+# -- finetuning ------------------------------------------------------------------------------------
+
+ADAM = ("cifar10", "cifar100", "dtd", "flowers102", "oxford_iiit_pet", "ucf101")
+SGD = ("food101", "stanford_cars", "sun397", "waterbirds")
+"""As configs/imagenet_transfer_to_downstream/*_ff.json of the paper's code have it."""
+
+
+def test_by_target_takes_the_papers_optimizer_for_each_of_its_targets() -> None:
+    assert PAPER_OPTIMIZERS.keys() == {*ADAM, *SGD}
+    for dataset in (*ADAM, *SGD):
+        finetune = paper_finetune("by_target", dataset, epochs=200)
+        found = (finetune.optimizer, finetune.lrs, finetune.weight_decays)
+        adam = dataset in ADAM
+        assert found == (("adam", (1e-4,), (0.0,)) if adam else ("sgd", (0.1,), (5e-4,)))
+        assert (finetune.epochs, finetune.batch_size, finetune.momentum) == (200, 128, 0.9)
+        assert unknown_target(DP4TLFullFinetune(), dataset) == ""
+
+
+def test_what_the_paper_never_finetuned_on_needs_an_optimizer_by_name() -> None:
+    for transfer in (DP4TLFullFinetune(), DP4TLAsIs(mode="full_finetune", optimizer="by_target")):
+        assert "does not finetune on eurosat; write" in unknown_target(transfer, "eurosat")
+        said = transfer.model_copy(update={"optimizer": "adam"})
+        assert unknown_target(said, "eurosat") == ""
+    assert unknown_target(FullFinetune(), "eurosat") == unknown_target(KNN(), "eurosat") == ""
+    assert len(FullFinetune().lrs) == 4  # what is not the paper's searches as before

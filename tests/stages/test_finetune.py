@@ -18,6 +18,7 @@ from dp4tl_ray.data.draws import draw_target
 from dp4tl_ray.plan import Plan
 from dp4tl_ray.specs.steps import FinetuneStep
 from dp4tl_ray.specs.training import Recipe
+from dp4tl_ray.specs.transfer import PAPER_OPTIMIZERS
 from dp4tl_ray.stages.bench import Job, Metrics
 from dp4tl_ray.stages.finetune import run_finetune
 from dp4tl_ray.stages.transfers import asis, frozen, full
@@ -289,20 +290,26 @@ def test_the_backbone_is_the_pretrained_one_and_the_head_is_new(
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
 
 
+PAPERS = [{"transfer": "dp4tl_full_finetune"}, {"transfer": "dp4tl_asis", "mode": "full_finetune"}]
+
+
+@pytest.mark.parametrize("spec", PAPERS, ids=lambda spec: spec["transfer"])
 @pytest.mark.parametrize(
     ("optimizer", "name", "lr", "weight_decay"),
-    [("adam", "adamw", 1e-4, 0.0), ("sgd", "sgd", 0.1, 5e-4)],
+    [("adam", "adamw", 1e-4, 0.0), ("sgd", "sgd", 0.1, 5e-4), ("by_target", "sgd", 0.1, 5e-4)],
 )
 def test_presets_of_the_papers_code(
     run: Callable[..., Done],
     monkeypatch: pytest.MonkeyPatch,
+    spec: dict[str, Any],
     optimizer: str,
     name: str,
     lr: float,
     weight_decay: float,
 ) -> None:
     asked = untrained(monkeypatch)
-    run({"transfer": "dp4tl_asis", "mode": "full_finetune", "optimizer": optimizer})
+    monkeypatch.setitem(PAPER_OPTIMIZERS, "image_folder", "sgd")
+    run({**spec, "optimizer": optimizer})
     (recipe,) = (one.recipe for one in asked)
     found = recipe.optimizer
     assert (found.name, found.lr, found.weight_decay) == (name, lr, weight_decay)
@@ -358,6 +365,10 @@ def test_looking_at_the_test_split_changes_nothing_in_the_training(
         }
     )
     assert np.array_equal(seen[-1][1], last.predictions())
+    papers = run({"transfer": "dp4tl_full_finetune", "optimizer": "sgd", "epochs": 3})
+    assert np.array_equal(papers.predictions(), last.predictions())
+    chosen = ("lr", "weight_decay", "val_accuracy", "transfer_epochs")
+    assert [papers.metrics[name] for name in chosen] == [last.metrics[name] for name in chosen]
 
 
 # -- all protocols ---------------------------------------------------------------------------------
