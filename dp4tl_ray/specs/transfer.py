@@ -12,6 +12,9 @@ from dp4tl_ray.specs.training import Augmentation
 DECADES = tuple(float(f"1e{exponent}") for exponent in range(-6, 6))
 
 
+TestTimeAugmentation = Literal["none", "flip"]
+
+
 class LinearProbe(Spec):
     """A linear classifier of frozen features.
 
@@ -37,6 +40,15 @@ class LinearProbe(Spec):
     those of the target's train images, weights unchanged: one pass, every image counting the same.
     Salman et al. 2020 probe in train mode instead, where statistics follow the latest batches over
     all epochs, and the probe trains on features normalised batch by batch."""
+
+    tta: TestTimeAugmentation = "none"
+    """flip averages the logits of each validation and test image and its mirror image."""
+
+    @model_validator(mode="after")
+    def _is_trained_on_images_as_they_are(self) -> "LinearProbe":
+        if self.tta == "flip" and self.refit_on_val:
+            raise _rule("tta", "flip averages validation images, which refit_on_val trains on")
+        return self
 
     @model_validator(mode="after")
     def _adam_has_no_penalty(self) -> "LinearProbe":
@@ -76,6 +88,8 @@ class FullFinetune(Spec):
     """Random changes of the training images."""
     adversarial: Adversarial = Standard()
     """Adversarial finetuning; none trains on the images as they are."""
+    tta: TestTimeAugmentation = "none"
+    """flip averages the logits of each validation and test image and its mirror image."""
 
 
 PaperOptimizer = Literal["by_target", "adam", "sgd"]

@@ -38,6 +38,9 @@ class Classifier(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
     head: nn.Linear | None
+    mirrored = False
+    """Whether features are means over an image and its mirror image, as some are tested; logits,
+    which are affine in them, are then such means too."""
 
     def __init__(self, backbone: nn.Module, num_features: int, num_classes: int) -> None:
         super().__init__()
@@ -57,7 +60,7 @@ class Classifier(nn.Module):
         """
         normalised: Tensor = (pixels_NCHW - self.pixel_mean) / self.pixel_std
         features: Tensor = self.backbone(normalised)
-        return features
+        return (features + self.backbone(normalised.flip(3))) / 2 if self.mirrored else features
 
     def logits(self, features: Tensor) -> Tensor:
         """Return the head's output for features, (N, num_classes)."""

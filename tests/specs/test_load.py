@@ -179,6 +179,9 @@ MISTAKES = [
      "{method: random_classes, within: {method: el2n, select: ccs}}"),
     ("[0, 1]", "[0, 1]\ntransfers: [{transfer: linear_probe, solver: adam, l2: [0.1]}]", "11:56",
      "transfers[0].l2", ["solver: adam has no penalty to choose: leave l2 out"], "[0.1]"),
+    ("[0, 1]", "[0, 1]\ntransfers: [{transfer: linear_probe, tta: flip, refit_on_val: true}]",
+     "11:43", "transfers[0].tta", ["averages validation images, which refit_on_val trains on"],
+     "flip"),
     ("[0, 1]", "[0, 1]\ntransfers: [linear_probe, dp4tl_full_finetune]", "11:27", "transfers[1]",
      ["dp4tl_full_finetune: optimizer by_target: the paper's code does not finetune on "
       "held_out_letters; write optimizer: adam or sgd (it knows cifar10, cifar100, dtd,"],
