@@ -362,3 +362,18 @@ def test_a_given_subset_trains_the_same_network(pictures: Pictures, tmp_path: Pa
     _, path = export_subset(plan, store, asked, "npy", tmp_path / "npy", "")
     _, given = trained({"method": "given", "path": str(path / "kept.npy")}, [0.5])
     assert given[0.5] == chosen[0.5]
+
+
+def test_a_subset_is_exported_from_a_bucket_that_is_only_read(
+    pictures: Pictures, tmp_path: Path, bucket_uri: str
+) -> None:
+    asked = {"method": "random_classes", "ratio": None, "seed": None, "target": None}
+    small, store = tiny_study(pictures, methods=["random_classes"]), open_store(bucket_uri)
+    plan = plan_study(small)
+    with pytest.raises(ExportError, match=r"prune random_classes-r0\.5-s0 is not done yet"):
+        export_subset(plan, store, asked, "npy", None, "dp4tl run")
+    assert not run_study(small, plan_study(small, "prune"), store, local=True).errors
+    reader = open_store(bucket_uri, write=False)
+    export, path = export_subset(plan, reader, asked, "npy", None, "")
+    assert path.is_relative_to(reader.study_folder("tiny"))
+    assert len(np.load(path / "kept.npy")) == export.num_kept == 72
