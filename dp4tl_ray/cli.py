@@ -112,12 +112,8 @@ def _parser() -> argparse.ArgumentParser:
         "Writes triage.md to the study's folder.",
     )  # fmt: skip
     choices.add_argument("--local", action="store_true", help="run in this process, without Ray")
-    verbs.add_parser(
-        "samples", parents=[study], help="draw a sheet of pictures of the datasets",
-        description="Draw sample pictures of the source and of every target, as the network sees "
-        "them, to samples.png in the study's folder.",
-    )  # fmt: skip
     _add_export(verbs, study)
+    _add_data_verbs(verbs.add_parser("data", help="pack, check, show or warm the datasets"), study)
     sweep = verbs.add_parser(
         "wandb-sweep", parents=[study], help="write a study as a sweep of Weights & Biases",
         description="Write wandb_sweep.yaml to the study's folder: the axes as parameters, and the "
@@ -159,6 +155,39 @@ def _add_export(verbs: Any, study: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _add_data_verbs(data: argparse.ArgumentParser, study: argparse.ArgumentParser) -> None:
+    data.description = "What is to be done about a study's datasets, before it runs."
+    verbs = data.add_subparsers(dest="what", required=True, metavar="VERB")
+    pack = verbs.add_parser(
+        "pack", parents=[study], help="pack them into the store, by all machines",
+        description="Decode every picture once and pack it, raw or as JPEG, as `stored` of each "
+        "dataset says: where there are many shards, by Ray tasks on all machines that share the "
+        "store. `run` does the same by one worker. Shards that are whole are not packed again.",
+    )  # fmt: skip
+    pack.add_argument("--local", action="store_true", help="pack in this process, by all its cores")
+    check = verbs.add_parser(
+        "check", parents=[study], help="find what is unreadable, doubled or in source and test",
+        description="Decode every picture; count classes and splits; list what cannot be read, is "
+        "there more than once, or is odd, and the pictures of the source that look like test "
+        "pictures of a target. Writes data_check.md, and lists of ids that `exclude` of a dataset "
+        "takes, to the study's folder. Exit code 1: something cannot be read.",
+    )  # fmt: skip
+    check.add_argument(
+        "--against", metavar="TARGET", help="look for test pictures of this target only"
+    )
+    verbs.add_parser(
+        "show", parents=[study], help="draw a sheet of their pictures",
+        description="Draw sample pictures of the source and of every target, as the network sees "
+        "them, to samples.png in the study's folder.",
+    )  # fmt: skip
+    verbs.add_parser(
+        "warm", parents=[study], help="read what will be read into this machine's memory",
+        description="Read the packed pictures that the study's subsets keep once, in the order of "
+        "the disk: trainings on this machine share them in its page cache. Shards in object "
+        "storage are fetched.",
+    )  # fmt: skip
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     args = _parser().parse_args(argv)
@@ -184,7 +213,7 @@ def _interrupt(number: int, frame: Any) -> None:
 
 def _with_study(args: argparse.Namespace) -> int:
     """Read and check everything that was written, then do what the verb says."""
-    from dp4tl_ray.data.image_folder import DatasetError
+    from dp4tl_ray.data.pictures import DatasetError
     from dp4tl_ray.export.choose import ExportError
     from dp4tl_ray.runners.admission import InfeasibleError
     from dp4tl_ray.scoring.elsewhere import ScorerError
@@ -197,8 +226,8 @@ def _with_study(args: argparse.Namespace) -> int:
         match args.verb:
             case "plan":
                 return _plan(study, store, args.json)
-            case "samples":
-                return _samples(study, store)
+            case "data":
+                return _data(study, store, args)
             case "report":
                 return _report(study, store)
             case "status":
@@ -336,11 +365,42 @@ def _triage(study: "Study", store: "Store", local: bool) -> int:
     return 1 if errors else 0
 
 
-def _samples(study: "Study", store: "Store") -> int:
-    from dp4tl_ray.samples import write_samples
+def _data(study: "Study", store: "Store", args: argparse.Namespace) -> int:
+    folder = store.study_folder(study.name)
+    match args.what:
+        case "pack":
+            return _pack(study, store, args.local)
+        case "check":
+            from dp4tl_ray.checkup import check_study
 
-    print(write_samples(study, store.study_folder(study.name)))
+            report, sound = check_study(study, folder, args.against)
+            store.publish_folder(folder)
+            print(f"{report}\nreport: {folder / 'data_check.md'}")
+            return 0 if sound else 1
+        case "show":
+            from dp4tl_ray.samples import write_samples
+
+            print(write_samples(study, folder))
+        case "warm":
+            from dp4tl_ray.sweep import plan_study
+            from dp4tl_ray.warm import warm_study
+
+            for name, pictures, size in warm_study(plan_study(study), store):
+                print(f"{name}: {pictures:,} pictures, {size / 2**20:,.1f} MiB")
     return 0
+
+
+def _pack(study: "Study", store: "Store", local: bool) -> int:
+    from dp4tl_ray.runners.status import duration
+    from dp4tl_ray.sweep import pack_study, plan_study
+
+    outcome, lines = pack_study(study, plan_study(study, "data"), store, local)
+    print("".join(f"{line}\n" for line in lines), end="")
+    for error in sorted(set(outcome.errors.values())):
+        print(f"failed: {error}", file=sys.stderr)
+    _print_alarms(plan_study(study, "data"), store)
+    print(f"{study.name}: {outcome.ran} packed in {duration(outcome.seconds)}")
+    return 1 if outcome.errors else 0
 
 
 def _wandb_sweep(study: "Study", store: "Store", args: argparse.Namespace) -> int:

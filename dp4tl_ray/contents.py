@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from dp4tl_ray.atomic import write_atomically
-from dp4tl_ray.data.image_folder import fingerprint, is_absent
+from dp4tl_ray.data.load import fingerprint, is_absent
 from dp4tl_ray.plan import Plan, Role
 from dp4tl_ray.scoring.elsewhere import (
     file_fingerprint,
@@ -17,7 +17,7 @@ from dp4tl_ray.scoring.elsewhere import (
     pretrained_fingerprint,
     scorer_version,
 )
-from dp4tl_ray.specs.data import Dataset, ImageFolder
+from dp4tl_ray.specs.data import Dataset, OnDisk
 from dp4tl_ray.specs.example_methods import ExamplePlugin, Given, ScoresFile
 from dp4tl_ray.specs.method import AnyMethod
 from dp4tl_ray.specs.pretraining import Pretrained
@@ -25,7 +25,7 @@ from dp4tl_ray.specs.steps import DataStep, PretrainStep, ScoreStep, SurrogateSt
 from dp4tl_ray.store import Store
 
 FILE = "fingerprints.json"
-Files = ImageFolder | ScoresFile | Given | Pretrained
+Files = OnDisk | ScoresFile | Given | Pretrained
 """What is read from files that a study names."""
 
 
@@ -43,7 +43,7 @@ class Contents:
         match thing:
             case ExamplePlugin(scorer=name):
                 return scorer_version(name)
-            case ImageFolder():
+            case OnDisk():
                 return self._look(thing, role, lambda: fingerprint(thing, role), is_absent(thing))
             case ScoresFile(path=path) | Given(path=path):
                 gone = not os.path.exists(path)
@@ -87,7 +87,7 @@ def remember(plan: Plan, store: Store) -> None:
     known: dict[str, str] = {}
     for step in plan.steps.values():
         match step.spec:
-            case DataStep(dataset=ImageFolder() as folder, role=role, fingerprint=seen):
+            case DataStep(dataset=OnDisk() as folder, role=role, fingerprint=seen):
                 known[_key(folder, role)] = seen
             case ScoreStep(method=ScoresFile() | Given() as scores, fingerprint=seen):
                 known[_key(scores, "source")] = seen

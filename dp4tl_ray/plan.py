@@ -56,14 +56,14 @@ from dp4tl_ray.specs.transfer import KNN, AnyTransfer, LinearProbe
 from dp4tl_ray.specs.unit_methods import Counterfactual, RandomClasses
 
 STAGE_VERSIONS: dict[Stage, int] = {
-    "data": 1,
-    "surrogate": 2,
+    "data": 2,
+    "surrogate": 3,
     "embed": 2,
     "cluster": 1,
     "score": 2,
     "prune": 2,
-    "pretrain": 2,
-    "finetune": 2,
+    "pretrain": 3,
+    "finetune": 3,
 }
 """Raise a number when a stage computes something else than before: its old artifacts are then
 no longer found."""

@@ -33,6 +33,9 @@ log = logging.getLogger("dp4tl")
 
 MANIFEST, FAILED = "manifest.json", "failed.json"
 OBJECT_SCHEMES = ("s3", "gs", "az")
+READ_WHOLE = 2**30
+"""Bytes of an artifact's pictures up to which every process reads all of them once, to be sure.
+Above, a process that needs a part of them reads that part, each picture with its checksum."""
 
 
 class StoreError(Exception):
@@ -83,6 +86,8 @@ class Workbench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.files: list[str] = []
+        self.checked_in_parts: set[str] = set()
+        """Those of the files whose parts have checksums of their own."""
 
     @property
     def checkpoint(self) -> Path:
@@ -111,6 +116,11 @@ class Workbench:
                 np.save(file, array, allow_pickle=False)
 
         self.write(f"{name}.npy", save)
+
+    def add_parts(self, name: str) -> None:
+        """Take a file that is there into the artifact; its parts have checksums of their own."""
+        self.files.append(name)
+        self.checked_in_parts.add(name)
 
     @contextlib.contextmanager
     def growing(
@@ -316,8 +326,10 @@ class FolderStore(Store):
             return None
         if manifest.digest != step.digest:
             return None
+        in_parts = sum(file.size for file in manifest.files.values() if file.checked_in_parts)
         for name, file in manifest.files.items():
-            if problem := _problem(path.parent / name, file):
+            lazily = file.checked_in_parts and in_parts > READ_WHOLE
+            if problem := _problem(path.parent / name, file, whole=not lazily):
                 log.warning("%s %s; the step will be computed again", path.parent / name, problem)
                 return None
         artifact = Artifact(manifest, path.parent.joinpath)
@@ -413,7 +425,14 @@ def manifest_of(step: PlannedStep, bench: Workbench, facts: dict[str, Any]) -> M
         name=step.name,
         spec=step.spec,
         inputs=dict(step.inputs),
-        files={n: File(sha256=sha256_of(p), size=p.stat().st_size) for n, p in paths.items()},
+        files={
+            name: File(
+                sha256=sha256_of(path),
+                size=path.stat().st_size,
+                checked_in_parts=name in bench.checked_in_parts,
+            )
+            for name, path in paths.items()
+        },
         **facts,
     )
 
@@ -436,11 +455,12 @@ def _readable(name: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)[:80]
 
 
-def _problem(path: Path, file: File) -> str:
-    """Say what is wrong with a file of an artifact; empty when nothing is."""
+def _problem(path: Path, file: File, whole: bool) -> str:
+    """Say what is wrong with a file of an artifact, by its size or as a whole; empty if nothing."""
     try:
         if path.stat().st_size != file.size:
             return f"has {path.stat().st_size} bytes instead of {file.size}"
-        return "" if sha256_of(path) == file.sha256 else "does not match its sha256"
+        intact = not whole or sha256_of(path) == file.sha256
+        return "" if intact else "does not match its sha256"
     except FileNotFoundError:
         return "is missing"

@@ -1,10 +1,11 @@
 """Run a study from its spec to its report: plan, compute what is missing, collect, mirror, draw."""
 
 import contextlib
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from dp4tl_ray.algorithms.bisection import SEARCH_CONFIDENCE
 from dp4tl_ray.algorithms.lossless import CONFIDENCE
 from dp4tl_ray.atomic import write_atomically
 from dp4tl_ray.contents import Contents, remember, remembered
-from dp4tl_ray.data.image_folder import is_absent
+from dp4tl_ray.data.load import count_source, is_absent
 from dp4tl_ray.plan import Plan, make_plan
 from dp4tl_ray.results import Predictions, collect, failures, write_results
 from dp4tl_ray.runners.board import Board, More, Tasks, tasks_of
@@ -21,17 +22,17 @@ from dp4tl_ray.runners.progress import Display
 from dp4tl_ray.runners.status import StatusFile
 from dp4tl_ray.scoring.given import check_lists
 from dp4tl_ray.specs.adversarial import AutoAttackRobustness
-from dp4tl_ray.specs.data import ImageFolder, located
+from dp4tl_ray.specs.data import OnDisk, located
 from dp4tl_ray.specs.load import StudyError
 from dp4tl_ray.specs.network import TimmNetwork
 from dp4tl_ray.specs.pretraining import Pretrained
 from dp4tl_ray.specs.records import Result
 from dp4tl_ray.specs.self_supervised import QUEUE_SHARE, MoCoV2
-from dp4tl_ray.specs.steps import STAGES, Stage
+from dp4tl_ray.specs.steps import STAGES, DataStep, Stage
 from dp4tl_ray.specs.study import Study
 from dp4tl_ray.specs.training import Training
 from dp4tl_ray.specs.unit_methods import Counterfactual
-from dp4tl_ray.store import Store
+from dp4tl_ray.store import Artifact, FolderStore, Store
 from dp4tl_ray.tracking.sweep_file import only
 from dp4tl_ray.tracking.tracker import Tracker
 
@@ -133,10 +134,8 @@ def check_queues(study: Study, absent: list[str] | None = None) -> None:
     queues = [(where, r.queue_size, ratio) for where, r, ratio in recipes if isinstance(r, MoCoV2)]
     if not queues:
         return
-    from dp4tl_ray.data.load import count_source  # renders: not for every plan
-
     source = located(study.source, study.data_root)
-    if absent is not None and isinstance(source, ImageFolder) and is_absent(source):
+    if absent is not None and isinstance(source, OnDisk) and is_absent(source):
         absent += [
             f"{where}.queue_size: {queue_size} is not checked, for which the source is needed"
             for where, queue_size, _ in queues
@@ -300,6 +299,43 @@ def report_study(
         write_atomically(folder / "search.md", lambda part: part.write_text(text))
     store.publish_folder(folder)
     return results, folder
+
+
+def pack_study(study: Study, plan: Plan, store: Store, local: bool) -> tuple[Outcome, list[str]]:
+    """Pack the datasets of a study that are not in the store yet.
+
+    Args:
+        study: What names them.
+        plan: Its data steps.
+        store: Where they go.
+        local: Pack in this process, not on Ray.
+
+    Returns:
+        What was done, and a line for each dataset.
+    """
+    started = time.perf_counter()
+    done = store.finished(plan.steps.values())
+    missing = [step for key, step in plan.steps.items() if key not in done]
+    if missing and not local and isinstance(store, FolderStore):
+        from dp4tl_ray.runners.packing import pack_on_ray
+
+        pack_on_ray(missing, store)
+    # what is left is done by the data steps themselves; elsewhere than in a folder, all of it
+    threads = study.runtime.model_copy(update={"threads_per_worker": os.cpu_count() or 1})
+    wide = study.model_copy(update={"runtime": threads})
+    outcome = run_study(wide, plan, store, local=True)
+    found = (store.find(step) for step in plan.steps.values())
+    lines = [_packed(artifact) for artifact in found if artifact is not None]
+    return replace(outcome, seconds=time.perf_counter() - started), lines
+
+
+def _packed(data: Artifact) -> str:
+    manifest = data.manifest
+    size = sum(file.size for file in manifest.files.values())
+    spec, facts = manifest.spec, manifest.metrics
+    assert isinstance(spec, DataStep)
+    counts = f"{facts['num_examples']:,} pictures of {facts['num_classes']:,} classes"
+    return f"{spec.role} {manifest.name}: {counts}, {size / 2**20:,.1f} MiB"
 
 
 def triage_study(study: Study, store: Store, local: bool) -> tuple[str, set[str], Path]:

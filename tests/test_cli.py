@@ -65,7 +65,7 @@ def test_help_teaches_every_verb() -> None:
     command = [sys.executable, "-m", "dp4tl_ray", "--help"]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "plan" in answer.stdout
-    for verb in ("plan", "run", "report", "samples", "export", "wandb-sweep", "schema", "list"):
+    for verb in ("plan", "run", "report", "data", "export", "wandb-sweep", "schema", "list"):
         assert dp4tl(verb, "--help").returncode == 0
 
 

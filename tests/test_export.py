@@ -15,7 +15,6 @@ from PIL import Image
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 from dp4tl_ray.cli import EXPORT_FORMATS
-from dp4tl_ray.data.load import load_images
 from dp4tl_ray.export import subset
 from dp4tl_ray.export.choose import ExportError
 from dp4tl_ray.export.formats import Kept, write_format
@@ -27,6 +26,7 @@ from dp4tl_ray.specs.records import Export, ExportFormat
 from dp4tl_ray.store import Store, open_store, sha256_of
 from dp4tl_ray.sweep import plan_study, run_study
 from tests.conftest import folder, supervised, tiny_study
+from tests.data.loading import load_images
 
 Pictures = dict[str, str]
 FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)

@@ -15,7 +15,6 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from dp4tl_ray.cli import main
-from dp4tl_ray.data.load import load_images
 from dp4tl_ray.plan import Plan
 from dp4tl_ray.results import read_results
 from dp4tl_ray.specs.adversarial import relative_cost
@@ -26,6 +25,7 @@ from dp4tl_ray.specs.schema import schema_text
 from dp4tl_ray.specs.steps import PretrainStep, PruneStep
 from dp4tl_ray.specs.training import Recipe, Training
 from dp4tl_ray.sweep import plan_study
+from tests.data.loading import load_images
 
 CLASSES, PER_CLASS = 1000, 2
 TARGETS = ("oxford_pets", "dtd", "flowers102", "stanford_cars", "sun397")

@@ -24,6 +24,8 @@ RINGS = {
     "report": 4,
     "samples": 4,
     "export": 5,
+    "checkup": 4,
+    "warm": 5,
     "triage": 5,
     "runners": 5,
     "tracking": 5,
@@ -37,7 +39,17 @@ FREE_OF_SPECS = {"algorithms"}
 ONLY_IN = {
     "ray": {
         f"runners/{name}.py"
-        for name in ("cluster", "desk", "fleet", "lane", "preflight", "raytrain", "trials")
+        for name in (
+            "cluster",
+            "desk",
+            "fleet",
+            "lane",
+            "packing",
+            "preflight",
+            "raytrain",
+            "session",
+            "trials",
+        )
     },
     "wandb": {f"tracking/{name}.py" for name in ("drawing", "mirror", "server")},
     "obstore": {"objects/bucket.py"},

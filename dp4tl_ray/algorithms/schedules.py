@@ -24,6 +24,27 @@ def lr_factor(
     return 1 - falling if name == "cyclic" else 0.5 + 0.5 * math.cos(math.pi * falling)
 
 
+def resolution_at(
+    progress: float, smallest: int, largest: int, start: float, end: float, multiple: int
+) -> int:
+    """Return the height and width of training images, pixels: progressive resizing.
+
+    It grows linearly between two points of the budget, rounded to a multiple, as in ffcv-imagenet.
+
+    Args:
+        progress: Share of the budget already spent, in [0, 1].
+        smallest: Size up to `start`.
+        largest: Size from `end` on.
+        start: Share of the budget.
+        end: Share of the budget; not before `start`.
+        multiple: Of what sizes are between the two.
+    """
+    if progress <= start or progress >= end:
+        return smallest if progress <= start else largest
+    grown = smallest + (largest - smallest) * (progress - start) / (end - start)
+    return min(max(round(grown / multiple) * multiple, smallest), largest)
+
+
 def momentum_at(start: float, progress: float) -> float:
     """Return the momentum of an encoder's moving average, rising to 1 along half a cosine.
 

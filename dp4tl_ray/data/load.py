@@ -1,69 +1,91 @@
-"""Dataset specs -> labeled images."""
+"""Dataset specs -> their pictures, listed; nothing is decoded."""
 
-from dataclasses import replace
+import os
+from pathlib import Path
 from typing import assert_never
 
-import numpy as np
-
-from dp4tl_ray.data.embedded import (
-    glyphs_and_textures,
-    handwritten_digits,
-    held_out_letters,
-    held_out_textures,
-)
-from dp4tl_ray.data.glyphs import CHARACTERS
-from dp4tl_ray.data.image_folder import (
-    Keep,
-    count_pictures,
-    in_memory,
-    read_image_folder,
-    split_at_random,
-)
-from dp4tl_ray.data.images import SPLITS, LabeledImages, Role
-from dp4tl_ray.data.textures import SOURCE_TEXTURES
+from dp4tl_ray.data.image_folder import list_image_folder
+from dp4tl_ray.data.images import LabeledImages, Role
+from dp4tl_ray.data.pictures import DatasetError, Pictures, with_all_splits, without
+from dp4tl_ray.data.pictures import fingerprint as fingerprint_of
 from dp4tl_ray.specs.data import (
+    AnyOnDisk,
     Dataset,
     GlyphsAndTextures,
     HandwrittenDigits,
     HeldOutLetters,
     HeldOutTextures,
     ImageFolder,
+    OnDisk,
     Source,
 )
 
 Embedded = GlyphsAndTextures | HeldOutLetters | HandwrittenDigits | HeldOutTextures
 
 
-def load_images(spec: Dataset, role: Role, keep: Keep = in_memory) -> LabeledImages:
-    """Read or render a dataset; a target comes with train, val and test splits.
+def open_pictures(spec: Dataset, role: Role) -> Pictures:
+    """List or render the pictures of a dataset; a target comes with train, val and test splits.
 
     Args:
         spec: Dataset.
-        role: What it is for.
-        keep: Decides where the images are kept, and how many are read at a time.
+        role: What it is for. A source gives only what it trains on.
 
     Raises:
-        DatasetError: Files are missing or damaged.
+        DatasetError: Files are missing, or not as they should be.
     """
-    if isinstance(spec, ImageFolder):
-        data = read_image_folder(spec, role, keep)
-        return data if role == "source" else _with_all_splits(data)
+    if not isinstance(spec, OnDisk):
+        return _rendered(spec)
+    pictures = _listed(spec, role)
+    if len(set(pictures.ids)) != len(pictures):
+        raise DatasetError(f"{spec.dataset}: two pictures of {spec.path} have the same id")
+    if role == "source":
+        pictures = pictures.take(pictures.rows("train"))
+    if spec.exclude is not None:
+        pictures = without(pictures, Path(spec.exclude))
+    return pictures if role == "source" else with_all_splits(pictures)
+
+
+def _listed(spec: AnyOnDisk, role: Role) -> Pictures:
+    match spec:
+        case ImageFolder():
+            return list_image_folder(spec, role)
+        case _:
+            assert_never(spec)
+
+
+def _rendered(spec: Embedded) -> Pictures:
     data = _embedded(spec)
-    return replace(data, images=keep(data.images.shape, lambda part: data.images[part]))
+    return Pictures(data.ids, data.labels, data.splits, data.class_names, lambda i: data.images[i])
 
 
 def _embedded(spec: Embedded) -> LabeledImages:
+    from dp4tl_ray.data import embedded  # renders with matplotlib and scikit-learn
+
     match spec:
         case GlyphsAndTextures():
-            return glyphs_and_textures(spec.image_size, spec.images_per_class, spec.seed)
+            return embedded.glyphs_and_textures(spec.image_size, spec.images_per_class, spec.seed)
         case HeldOutLetters():
-            return held_out_letters(spec.image_size, seed=0)
+            return embedded.held_out_letters(spec.image_size, seed=0)
         case HandwrittenDigits():
-            return handwritten_digits(spec.image_size)
+            return embedded.handwritten_digits(spec.image_size)
         case HeldOutTextures():
-            return held_out_textures(spec.image_size, seed=0)
+            return embedded.held_out_textures(spec.image_size, seed=0)
         case _:
             assert_never(spec)
+
+
+def fingerprint(spec: AnyOnDisk, role: Role) -> str:
+    """Identify what a dataset's files hold, without opening the pictures.
+
+    Raises:
+        DatasetError: Files are missing, or not as they should be.
+    """
+    return fingerprint_of(open_pictures(spec, role))
+
+
+def is_absent(spec: OnDisk) -> bool:
+    """Say whether a dataset is not on this machine."""
+    return not os.path.exists(spec.path)
 
 
 def count_source(spec: Source) -> int:
@@ -72,23 +94,9 @@ def count_source(spec: Source) -> int:
     Raises:
         DatasetError: Files are missing.
     """
-    match spec:
-        case GlyphsAndTextures(images_per_class=each):
-            return (len(CHARACTERS) + len(SOURCE_TEXTURES)) * each
-        case ImageFolder():
-            return count_pictures(spec, "source")
-        case _:
-            assert_never(spec)
+    if isinstance(spec, GlyphsAndTextures):
+        from dp4tl_ray.data.glyphs import CHARACTERS
+        from dp4tl_ray.data.textures import SOURCE_TEXTURES
 
-
-def _with_all_splits(images: LabeledImages) -> LabeledImages:
-    """Give a folder without test or validation pictures such splits, by a seeded draw per class."""
-    present = {SPLITS[index] for index in np.unique(images.splits)}
-    if "test" not in present:
-        return replace(images, splits=split_at_random(images.labels, [0.6, 0.2, 0.2]))
-    if "val" not in present:
-        train = images.rows("train")
-        splits = images.splits.copy()
-        splits[train] = split_at_random(images.labels[train], [0.8, 0.2, 0.0])
-        return replace(images, splits=splits)
-    return images
+        return (len(CHARACTERS) + len(SOURCE_TEXTURES)) * spec.images_per_class
+    return len(open_pictures(spec, "source"))

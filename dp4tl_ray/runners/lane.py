@@ -147,6 +147,7 @@ def lane_loop(config: dict[str, Any]) -> None:
         shards=runtime.pretrain_workers if size == 1 and not config["single"] else 1,
         microbatch=runtime.microbatch,
         compile=runtime.compile,
+        checkpoint_steps=runtime.checkpoint_steps,
     )
     while (keys := share(next_work() if rank == 0 else None)) is not None:
         if is_wide(steps[keys[0]]):

@@ -44,6 +44,7 @@ def run_local(
         shards=runtime.pretrain_workers,
         microbatch=runtime.microbatch,
         compile=runtime.compile,
+        checkpoint_steps=runtime.checkpoint_steps,
     )
     stop = threading.Event()
     drawing = threading.Thread(target=_draw, args=(board, display, stop, follower), daemon=True)

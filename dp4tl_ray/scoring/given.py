@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from dp4tl_ray.data.image_folder import is_absent
+from dp4tl_ray.data.load import is_absent
 from dp4tl_ray.scoring.elsewhere import Floats, ScorerError
-from dp4tl_ray.specs.data import ImageFolder, located
+from dp4tl_ray.specs.data import OnDisk, located
 from dp4tl_ray.specs.example_methods import Given
 from dp4tl_ray.specs.load import StudyError
 from dp4tl_ray.specs.study import Study
@@ -183,7 +183,7 @@ def check_lists(study: Study, absent: list[str] | None = None) -> None:
     from dp4tl_ray.data.load import count_source  # renders: not for every plan
 
     source = located(study.source, study.data_root)
-    if absent is not None and isinstance(source, ImageFolder) and is_absent(source):
+    if absent is not None and isinstance(source, OnDisk) and is_absent(source):
         return
     total = count_source(source)
     for n, method in lists:

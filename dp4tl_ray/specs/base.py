@@ -26,7 +26,7 @@ def did_you_mean(wrong: object, allowed: Iterable[str]) -> str:
     return f"{hint}allowed: {', '.join(names)}"
 
 
-TAGS = ("dataset", "arch", "method", "rule", "objective", "transfer", "attack")
+TAGS = ("dataset", "arch", "method", "rule", "objective", "transfer", "attack", "encoding")
 """Fields that say which record of a union is meant."""
 
 

@@ -31,6 +31,7 @@ NAMES = {
     "adversarial": "attack",
     "robustness": "attack",
     "transfers": "transfer",
+    "stored": "encoding",
 }
 """Field that may hold a bare name -> tag of the record that the name stands for."""
 

@@ -22,6 +22,8 @@ class File(Spec):
     """Checksum of the content."""
     size: Annotated[int, Field(ge=0)]
     """Bytes."""
+    checked_in_parts: bool = False
+    """Whether parts of it have checksums that are compared when they are read."""
 
 
 class Manifest(Spec):

@@ -7,9 +7,9 @@ from pydantic_core import PydanticCustomError
 
 from dp4tl_ray.specs.adversarial import Adversarial, Attacked, Checks, Free, Standard
 from dp4tl_ray.specs.base import Axis, Count, Natural, Spec, Whole
-from dp4tl_ray.specs.data import ImageFolder, Source, Target, channels
+from dp4tl_ray.specs.data import OnDisk, Source, Target, channels
 from dp4tl_ray.specs.method import AnyMethod, Method, contradiction, demands, within
-from dp4tl_ray.specs.network import problem
+from dp4tl_ray.specs.network import AnyNetwork, SmallResNet, TorchvisionResNet, problem
 from dp4tl_ray.specs.pretraining import (
     AnyTrained,
     Pretrained,
@@ -22,7 +22,7 @@ from dp4tl_ray.specs.pretraining import (
     misfit,
 )
 from dp4tl_ray.specs.self_supervised import MoCoV2, SelfSupervised
-from dp4tl_ray.specs.training import Training
+from dp4tl_ray.specs.training import Recipe, Resolution, Training
 from dp4tl_ray.specs.transfer import KNN, LinearProbe, Transfer, unknown_target
 from dp4tl_ray.specs.unit_methods import Counterfactual
 
@@ -47,6 +47,9 @@ class Runtime(Spec):
     microbatch: Count | None = None
     """Examples of a worker's share per forward pass, a multiple of batch_norm.group_size; gradients
     accumulate. null takes the share at once."""
+    checkpoint_steps: Count | None = None
+    """Optimizer steps after which a training is also saved within an epoch; null saves at the end
+    of each. A surrogate whose training methods score by is saved at the ends alone."""
     compile: bool = False
     """torch.compile the network; needs a C++ compiler on CPU."""
     lanes: Count | None = None
@@ -159,7 +162,7 @@ class Study(Spec):
             isinstance(t, LinearProbe | KNN) for t in self.transfers
         ):
             raise _rule("transfers", "raw_pixels has no weights: add linear_probe or knn")
-        if isinstance(self.source, ImageFolder) and self.source.shots is not None:
+        if isinstance(self.source, OnDisk) and self.source.shots is not None:
             raise _rule("source", "shots are drawn from targets; a source is pruned instead")
         self._targets_match_source()
         for n, transfer in enumerate(self.transfers, start=1):
@@ -277,6 +280,8 @@ class Study(Spec):
             if wrong := misfit(recipe):
                 raise _rule(field, wrong, n)
             return
+        if isinstance(recipe, Recipe) and recipe.resolution is not None:
+            self._can_resize(field, recipe.network, recipe.resolution, n)
         seen = recipe.budget.examples_seen
         if seen is not None and seen < recipe.batch_size:
             raise _rule(
@@ -305,6 +310,27 @@ class Study(Spec):
             )
         if isinstance(recipe, SelfSupervised):
             self._can_compare(field, recipe, n)
+
+    def _can_resize(
+        self, field: str, network: AnyNetwork, resolution: Resolution, n: int | None
+    ) -> None:
+        """Refuse progressive resizing of what has one size."""
+        size, (smallest, largest, start, end, _) = self.source.image_size, resolution.ramp
+        if not smallest <= largest <= size:
+            raise _rule(
+                field,
+                f"resolution: smallest {smallest}, largest {largest} and the images' size {size} "
+                "must not fall",
+                n,
+            )
+        if start > end:
+            raise _rule(field, f"resolution: start {start} is after end {end}", n)
+        if not isinstance(network, SmallResNet | TorchvisionResNet):
+            raise _rule(
+                field,
+                f"resolution: {network.arch} takes images of one size; a ResNet takes any: null it",
+                n,
+            )
 
     def _can_compare(self, field: str, recipe: SelfSupervised, n: int | None) -> None:
         """Refuse what an objective on whole batches cannot do."""

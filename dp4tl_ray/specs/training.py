@@ -20,6 +20,7 @@ from dp4tl_ray.specs.base import (
     Pair,
     Positive,
     Spec,
+    Whole,
     _require_tags,
 )
 from dp4tl_ray.specs.network import BatchNorm, Network, SmallResNet
@@ -118,6 +119,30 @@ class Augmentation(Spec):
 COMPLETED = ("optimizer", "schedule", "augmentation", "second_augmentation", "batch_norm")
 
 
+class Resolution(Spec):
+    """Progressive resizing: training images grow, and are read whole in the end.
+
+    Early steps are cheaper; what is trained is evaluated at the images' full size. The paper's, as
+    in ffcv-imagenet: 160 pixels, and 192 from three quarters of the budget on, beside 256.
+    """
+
+    smallest: Annotated[int, Field(ge=8, le=512), Whole] = 160
+    """Height and width in pixels, up to `start`."""
+    largest: Annotated[int, Field(ge=8, le=512), Whole] = 192
+    """The same, from `end` on; at most the images' own."""
+    start: Fraction = 0.6875
+    """Share of the budget; 11 of 16 epochs."""
+    end: Fraction = 0.8125
+    """Share of the budget; 13 of 16 epochs."""
+    multiple: Count = 32
+    """Of what sizes are between the two."""
+
+    @property
+    def ramp(self) -> tuple[int, int, float, float, int]:
+        """Return the arguments of `resolution_at`."""
+        return self.smallest, self.largest, self.start, self.end, self.multiple
+
+
 class Training(Spec, json_schema_extra=_require_tags):
     """What every training of a network has. Defaults are those of the paper's 16-epoch recipe.
 
@@ -167,3 +192,5 @@ class Recipe(Training):
     """Probability mass spread over all classes."""
     adversarial: Adversarial = Standard()
     """Adversarial variant; none trains on the images as they are."""
+    resolution: Resolution | None = None
+    """Smaller images at first; null trains on images of full size."""

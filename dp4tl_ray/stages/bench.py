@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.torch import load_file, save_file
 
-from dp4tl_ray.specs.steps import PretrainStep, SurrogateStep
+from dp4tl_ray.data.packed import JPEGImages, RawImages, Shards
+from dp4tl_ray.specs.data import JPEG, OnDisk, channels
+from dp4tl_ray.specs.steps import DataStep, PretrainStep, SurrogateStep
 from dp4tl_ray.store import Artifact, Workbench
 from dp4tl_ray.training.networks import Classifier, build_classifier
 from dp4tl_ray.training.worker import Worker
@@ -37,9 +39,16 @@ class Job:
         return self.worker.rank == 0
 
 
-def images_of(data: Artifact) -> npt.NDArray[np.uint8]:
-    """Return a dataset's pixels, (N, height, width, channels), memory-mapped."""
-    return data.array("images")
+def images_of(data: Artifact) -> RawImages | JPEGImages:
+    """Return a dataset's images, to be read by rows."""
+    spec = data.manifest.spec
+    assert isinstance(spec, DataStep)
+    names = sorted(name for name in data.manifest.files if name.startswith("images-"))
+    shards = Shards(names, data.file, data.array("addresses"))
+    size, planes = spec.dataset.image_size, channels(spec.dataset)
+    if isinstance(spec.dataset, OnDisk) and isinstance(spec.dataset.stored, JPEG):
+        return JPEGImages(shards, size, planes)
+    return RawImages(shards, size, planes)
 
 
 def num_classes(data: Artifact) -> int:

@@ -1,89 +1,92 @@
-"""Data: read or render a dataset once; every other stage meets it as memory-mapped arrays."""
+"""Data: pack a dataset into the store once; every other stage reads any of its rows from there."""
 
-import contextlib
-import math
 import time
-from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from dp4tl_ray.data.image_folder import DatasetError, Pixels, Read
-from dp4tl_ray.data.load import load_images
+from dp4tl_ray.data.load import open_pictures
+from dp4tl_ray.data.pack import Index, Packing, joined, pack_shard
+from dp4tl_ray.data.pictures import DatasetError, Pictures
+from dp4tl_ray.specs.data import Dataset, OnDisk, Raw, channels
 from dp4tl_ray.specs.steps import DataStep
 from dp4tl_ray.stages.bench import Job, Metrics, StageError
 from dp4tl_ray.training.fit import Halted
 
-AT_A_TIME = 64
-"""Images that a thread reads at once: of many sizes, a few megabytes."""
 REPORT_SECONDS = 5.0
 
 
 def run_data(spec: DataStep, job: Job) -> Metrics:
-    """Write images, labels, splits, ids, class names and pixel statistics."""
-    writer = _Writer(job)
+    """Write the pictures, labels, splits, ids, class names, groups and pixel statistics."""
     try:
-        data = load_images(spec.dataset, spec.role, writer.write)
+        pictures = open_pictures(spec.dataset, spec.role)
+        index = _pack(pictures, packing_of(spec.dataset), job)
     except DatasetError as error:
         raise StageError(str(error)) from error
-    bench = job.bench
-    bench.array("labels", data.labels)
-    bench.array("splits", data.splits)
-    bench.array("statistics", _statistics(writer.sums, data.images.shape))
-    bench.json("ids", data.ids)
-    bench.json("class_names", data.class_names)
-    return {"num_examples": len(data.labels), "num_classes": len(data.class_names)}
+    bench, kept = job.bench, index.rows
+    bench.array("addresses", index.addresses)
+    bench.array("labels", pictures.labels[kept])
+    bench.array("splits", pictures.splits[kept])
+    bench.array("statistics", _statistics(index))
+    bench.json("ids", [pictures.ids[row] for row in kept])
+    bench.json("class_names", pictures.class_names)
+    metrics: Metrics = {"num_examples": len(kept), "num_classes": len(pictures.class_names)}
+    if pictures.groups is not None:
+        bench.array("groups", pictures.groups[kept])
+        bench.json("group_names", pictures.group_names)
+    if index.skipped:
+        bench.json("skipped", [(pictures.ids[row], reason) for row, reason in index.skipped])
+        row, reason = index.skipped[0]
+        metrics["num_skipped"] = len(index.skipped)
+        metrics["alarm"] = (
+            f"left out {len(index.skipped)} of {len(pictures)} pictures that cannot be read, such "
+            f"as {pictures.place(row)}, which {reason}; skipped.json lists them"
+        )
+    return metrics
 
 
-class _Writer:
-    """Writes images as they are read, by as many threads as the worker has, and sums pixels.
+def packing_of(dataset: Dataset) -> Packing:
+    """Return how a dataset is packed."""
+    size, planes = dataset.image_size, channels(dataset)
+    if isinstance(dataset, OnDisk):
+        return Packing(size, planes, dataset.stored, skips=dataset.corrupt == "skip")
+    return Packing(size, planes, Raw(), skips=False)
 
-    Memory is bounded: nothing but what the threads are reading is held. Decoders release the
-    interpreter's lock. Sums are of integers: exact, and independent of the order of the images.
-    """
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.sums = np.zeros((2, 1), np.int64)
-        """Sum and sum of squares of each channel, (2, channels)."""
+def notes_of(checkpoint: Path) -> Path:
+    """Return where it is noted which shards are whole."""
+    return checkpoint / "pack"
 
-    def write(self, shape: tuple[int, ...], read: Read) -> Pixels:
-        """Write `images`; returns the array, memory-mapped."""
-        total = shape[0]
-        parts = [slice(at, min(at + AT_A_TIME, total)) for at in range(0, total, AT_A_TIME)]
-        with contextlib.ExitStack() as stack:
-            images = stack.enter_context(self.job.bench.growing("images", shape, np.uint8))
-            pool = ThreadPoolExecutor(torch.get_num_threads())
-            stack.callback(pool.shutdown, cancel_futures=True)
 
-            def move(part: slice) -> npt.NDArray[np.int64]:
-                images[part] = block = read(part)
-                return _sums(block)
+def _pack(pictures: Pictures, packing: Packing, job: Job) -> Index:
+    """Write all shards that are not there yet, by as many threads as the worker has."""
+    total, reported = len(pictures), time.monotonic()
 
+    def report(row: int) -> None:
+        nonlocal reported
+        if time.monotonic() - reported >= REPORT_SECONDS:
             reported = time.monotonic()
-            for part, sums in zip(parts, pool.map(move, parts), strict=True):
-                self.sums = self.sums + sums
-                if time.monotonic() - reported >= REPORT_SECONDS:
-                    reported = time.monotonic()
-                    if not self.job.worker.report({"step": part.stop, "steps": total}):
-                        raise Halted(f"halted after {part.stop} of {total} images")
-        return images
+            if not job.worker.report({"step": row, "steps": total}):
+                raise Halted(f"halted after {row} of {total} images")
+
+    indices, bench, threads = list[Index](), job.bench, torch.get_num_threads()
+    notes = notes_of(bench.checkpoint)
+    for number in range(len(packing.shards(total))):
+        index = pack_shard(pictures, packing, number, bench.folder, notes, threads, report)
+        indices.append(index)
+        bench.add_parts(packing.shard_name(number))
+    index = joined(indices)
+    if not len(index.rows):
+        raise StageError(f"none of the {total} pictures can be read: {index.skipped[0][1]}")
+    return index
 
 
-def _statistics(sums_2C: npt.NDArray[np.int64], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+def _statistics(index: Index) -> npt.NDArray[np.float32]:
     """Return mean and deviation of the pixels in [0, 1], (2, channels)."""
-    pixels = math.prod(shape[:3])
-    mean = sums_2C[0] / pixels / 255
-    std = np.sqrt(np.maximum(sums_2C[1] / pixels / 255**2 - mean**2, 1e-6))
+    addresses = index.addresses
+    pixels = int((addresses["height"].astype(np.int64) * addresses["width"]).sum())
+    mean = index.sums_2C[0] / pixels / 255
+    std = np.sqrt(np.maximum(index.sums_2C[1] / pixels / 255**2 - mean**2, 1e-6))
     return np.stack([mean, std]).astype(np.float32)
-
-
-def _sums(images_NHWC: Pixels) -> npt.NDArray[np.int64]:
-    """Return sum and sum of squares of each channel, (2, channels)."""
-    # whole rows of pixels at a time: three channels alone would be too short a loop
-    rows = images_NHWC.reshape(-1, images_NHWC.shape[2] * images_NHWC.shape[3])
-    squares = np.square(rows, dtype=np.uint16)
-    columns = np.stack([values.sum(axis=0, dtype=np.int64) for values in (rows, squares)])
-    sums: npt.NDArray[np.int64] = columns.reshape(2, -1, images_NHWC.shape[3]).sum(axis=1)
-    return sums

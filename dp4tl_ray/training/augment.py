@@ -15,6 +15,8 @@ from torch import Tensor
 from dp4tl_ray.specs.training import Augmentation
 from dp4tl_ray.training.color import Colors, Rows, change_colors_, draw_colors
 
+TRIES, LARGEST_RATIO = 10, 4 / 3
+"""Of a crop; the smallest ratio of width to height is the inverse."""
 BYTES_AT_A_TIME = 2**23
 """Of images on a CPU; what is computed in between then stays in its cache."""
 
@@ -27,28 +29,54 @@ class Changes:
     """Shift down and right, in pixels."""
     flip_N: npt.NDArray[np.bool_]
     """Whether to mirror."""
-    crop_N4: npt.NDArray[np.float64]
-    """Centre (y, x) and half size (y, x) of the crop in coordinates from -1 to 1."""
+    crop_N4: npt.NDArray[np.float64] | None
+    """Centre (y, x) and half size (y, x) of the crop in coordinates from -1 to 1; None if nothing
+    is cropped."""
     colors: Colors | None
     """What happens to the colours; None if nothing does."""
 
     def rows(self, part: Rows) -> "Changes":
         """Return the parameters of some of the images."""
         colors = self.colors and self.colors.rows(part)
-        return Changes(self.shift_N2[part], self.flip_N[part], self.crop_N4[part], colors)
+        crop = None if self.crop_N4 is None else self.crop_N4[part]
+        return Changes(self.shift_N2[part], self.flip_N[part], crop, colors)
 
 
-def draw_changes(spec: Augmentation, n: int, rng: np.random.Generator) -> Changes:
-    """Draw the parameters for n images."""
+def draw_changes(
+    spec: Augmentation,
+    n: int,
+    rng: np.random.Generator,
+    aspect_N: npt.NDArray[np.float64] | None = None,
+) -> Changes:
+    """Draw the parameters for n images, whose width / height is `aspect_N`, or 1."""
     shift = rng.integers(-spec.shift, spec.shift + 1, size=(n, 2))
     flip = rng.random(n) < (0.5 if spec.flip else 0.0)
-    area = rng.uniform(spec.crop, 1.0, size=n)
-    # ratio 3/4 to 4/3 on a log scale, as in torchvision; narrower where the area leaves no room
-    ratio = np.exp(rng.uniform(-1, 1, size=n) * np.minimum(np.log(4 / 3), -np.log(area)))
-    half = np.sqrt(np.stack([area / ratio, area * ratio], axis=1))
-    centre = rng.uniform(-1, 1, size=(n, 2)) * (1 - half)
-    crop = np.concatenate([centre, half], axis=1)
+    aspects = np.ones(n) if aspect_N is None else aspect_N
+    crop = _draw_crops(spec.crop, aspects, rng) if spec.crop < 1 else None
     return Changes(shift, flip, crop, draw_colors(spec, n, rng))
+
+
+def _draw_crops(
+    smallest: float, aspect_N: npt.NDArray[np.float64], rng: np.random.Generator
+) -> npt.NDArray[np.float64]:
+    """Draw crops as torchvision's RandomResizedCrop does, but for its whole pixels.
+
+    Area and ratio (3/4 to 4/3, on a log scale) are drawn until they fit, ten times at most; then it
+    is the largest crop in the middle whose ratio is allowed.
+    """
+    n, each = len(aspect_N), np.arange(len(aspect_N))
+    area = rng.uniform(smallest, 1.0, size=(n, TRIES))
+    ratio = np.exp(rng.uniform(-1, 1, size=(n, TRIES)) * np.log(LARGEST_RATIO))
+    # width / height of a crop as shares of the image's
+    relative = ratio / aspect_N[:, None]
+    halves = np.sqrt(np.stack([area / relative, area * relative], axis=2))
+    fits = (halves <= 1).all(axis=2)
+    half = halves[each, fits.argmax(axis=1)]
+    centre = rng.uniform(-1, 1, size=(n, 2)) * (1 - half)
+    whole = np.stack([LARGEST_RATIO * aspect_N, LARGEST_RATIO / aspect_N], axis=1).clip(max=1)
+    none = ~fits.any(axis=1)
+    half[none], centre[none] = whole[none], 0.0
+    return np.concatenate([centre, half], axis=1)
 
 
 def augment(pixels_NCHW: Tensor, spec: Augmentation, changes: Changes) -> Tensor:
@@ -59,9 +87,9 @@ def augment(pixels_NCHW: Tensor, spec: Augmentation, changes: Changes) -> Tensor
         spec: What the changes were drawn from.
         changes: One row per image.
     """
-    if spec.crop == 1 and (spec.shift or spec.flip):
+    if changes.crop_N4 is None and (spec.shift or spec.flip):
         pixels_NCHW = _move(pixels_NCHW, changes)
-    if spec.crop == 1 and changes.colors is None:
+    if changes.crop_N4 is None and changes.colors is None:
         return pixels_NCHW
     n, *size = pixels_NCHW.shape
     at_a_time = max(1, BYTES_AT_A_TIME // (4 * int(np.prod(size)))) if pixels_NCHW.is_cpu else n
@@ -69,7 +97,7 @@ def augment(pixels_NCHW: Tensor, spec: Augmentation, changes: Changes) -> Tensor
     for start in range(0, n, at_a_time):
         rows = slice(start, start + at_a_time)
         part, some = pixels_NCHW[rows], changes.rows(rows)
-        changed[rows] = _crop(part, some) if spec.crop < 1 else part
+        changed[rows] = part if some.crop_N4 is None else _crop(part, some, some.crop_N4)
         if some.colors is not None:
             change_colors_(changed[rows], spec, some.colors)
     return changed
@@ -88,15 +116,15 @@ def _move(pixels_NCHW: Tensor, changes: Changes) -> Tensor:
     return moved_NHWC.permute(0, 3, 1, 2)
 
 
-def _crop(pixels_NCHW: Tensor, changes: Changes) -> Tensor:
+def _crop(pixels_NCHW: Tensor, changes: Changes, crop_N4: npt.NDArray[np.float64]) -> Tensor:
     """Shift, mirror and crop as one bilinear sampling.
 
     The crop is F.interpolate of the cropped image, without antialias: crops become as large as the
     image was, and so are never made smaller.
     """
     n, _, height, width = pixels_NCHW.shape
-    y = _positions(height, changes.crop_N4[:, 0::2], changes.shift_N2[:, 0])
-    x = _positions(width, changes.crop_N4[:, 1::2], changes.shift_N2[:, 1])
+    y = _positions(height, crop_N4[:, 0::2], changes.shift_N2[:, 0])
+    x = _positions(width, crop_N4[:, 1::2], changes.shift_N2[:, 1])
     # reading from right to left is slow: what is to be mirrored is read mirrored at the centre
     x = np.where(changes.flip_N[:, None], -x[:, ::-1], x)
     y_NH, x_NW = (torch.from_numpy(p).float().to(pixels_NCHW.device) for p in (y, x))

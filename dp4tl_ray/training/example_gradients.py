@@ -9,6 +9,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dp4tl_ray.algorithms.memory import row_chunks
+from dp4tl_ray.data.images import Images
 from dp4tl_ray.training.examples import to_pixels
 from dp4tl_ray.training.inference import BATCH
 from dp4tl_ray.training.networks import Classifier
@@ -20,7 +21,7 @@ GRADIENT_BYTES = 2**30
 
 def gradient_norms(
     model: Classifier,
-    images: npt.NDArray[np.uint8],
+    images: Images,
     rows: npt.NDArray[np.int64],
     labels_N: npt.NDArray[np.int64],
     worker: Worker,

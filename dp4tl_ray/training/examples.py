@@ -2,22 +2,24 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dp4tl_ray.data.images import Images
 from dp4tl_ray.specs.training import Budget
-from dp4tl_ray.training.worker import seed_for
+from dp4tl_ray.training.worker import Worker, seed_for
 
 
 @dataclass(frozen=True)
 class Examples:
     """What to train on: rows of an image array, and for a supervised training their labels."""
 
-    images: npt.NDArray[np.uint8]
-    """All images of the dataset, (M, height, width, channels); may be memory-mapped."""
+    images: Images
+    """All images of the dataset, M of them."""
     rows: npt.NDArray[np.int64]
     """Rows to train on, (N,)."""
     labels: npt.NDArray[np.int64] | None = None
@@ -58,3 +60,9 @@ def to_pixels(images_NHWC: npt.NDArray[np.uint8], device: torch.device) -> Tenso
 def floats(images_NHWC: Tensor) -> Tensor:
     """Turn bytes into floats in [0, 1], (N, channels, height, width), where they are."""
     return images_NHWC.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+
+
+def pinned(array: npt.NDArray[Any], worker: Worker) -> Tensor:
+    """Make a tensor of an array, in memory from which a GPU reads without waiting."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory() if worker.device.type == "cuda" else tensor

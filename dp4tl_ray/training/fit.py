@@ -82,10 +82,10 @@ def fit(
     Every worker calls this with the same arguments and takes its share of each batch, whole
     batch-norm groups; gradients are averaged over the examples, so that the number of workers,
     sharding and passes per step change nothing but the order of float additions. The state is
-    saved after every epoch; a second call continues from it, bit-equal on a CPU where the workers
-    are the same. A recorder, fresh at every call, sees all logits of a supervised training; it
-    changes nothing. In the end every worker has the whole network; what else an objective trains
-    is left behind.
+    saved after every epoch, and within it as often as the worker says; a second call continues from
+    it, bit-equal on a CPU where the workers, and where they save, are the same. A recorder, fresh
+    at every call, sees all logits of a supervised training; it changes nothing. In the end every
+    worker has the whole network; what else an objective trains is left behind.
 
     Raises:
         DivergedError: The loss is not finite, or the gradient of an attacked image; on every worker
@@ -102,10 +102,12 @@ def fit(
     if not isinstance(recipe, Recipe):
         objective = TwoViewObjective(model, examples, recipe, seed, worker, total)
     elif isinstance(recipe.adversarial, Standard):
-        objective = SupervisedObjective(model, examples, recipe, seed, worker, recorder)
+        objective = SupervisedObjective(model, examples, recipe, seed, worker, total, recorder)
     else:
         attack = recipe.adversarial
-        objective = AdversarialObjective(model, examples, recipe, attack, seed, worker, recorder)
+        objective = AdversarialObjective(
+            model, examples, recipe, attack, seed, worker, total, recorder
+        )
     run = _Run(objective, examples, recipe, seed, total, recorder)
     if checkpoint is not None:
         run.resume(checkpoint)
@@ -123,6 +125,9 @@ def fit(
                     if checkpoint is not None:
                         run.save(checkpoint)
                     run.halt_together(not go_on)
+            elif checkpoint is not None and replayed and run.is_to_be_saved():
+                run.bring_together()
+                run.save(checkpoint)
     run.finish()
     seen = total * recipe.batch_size
     seconds, before = run.seconds, run.seconds_before
@@ -198,8 +203,15 @@ class _Run:
         self.step += 1
         self._update_average()
 
-    def end_epoch(self, epoch: int) -> bool:
-        """Bring the workers' buffers together, check the loss, report; return the answer."""
+    def is_to_be_saved(self) -> bool:
+        """Say whether the state is saved here, within an epoch."""
+        every = self.worker.checkpoint_steps
+        # a recorder holds what each worker has seen of the epoch
+        due = every is not None and self.step % every == 0 and self.recorder is None
+        return due and self.objective.can_pause(self.step)
+
+    def bring_together(self) -> None:
+        """Replace what each worker counts for itself by the mean of all."""
         buffers = []
         for name, norm in self.norms.items():
             for key in ("running_mean", "running_var"):
@@ -208,6 +220,10 @@ class _Run:
                     buffers.append(self.ema[f"{name}.{key}"])
         self.worker.mean_(buffers, self.objective.weight)
         self.worker.mean_([self.losses])
+
+    def end_epoch(self, epoch: int) -> bool:
+        """Bring the workers' buffers together, check the loss, report; return the answer."""
+        self.bring_together()
         self.train_loss = float(self.losses) / (self.step - self.losses_start)
         self.losses.zero_()
         self.losses_start = self.step
@@ -245,7 +261,13 @@ class _Run:
         if self.recorder is not None:
             tensors |= {f"recorder.{n}": t for n, t in self.recorder.state().items()}
         memory = self.objective.memory()
-        facts = {"step": self.step, "seconds": self.seconds, "memory": memory}
+        facts = {
+            "step": self.step,
+            "losses": float(self.losses),
+            "losses_start": self.losses_start,
+            "seconds": self.seconds,
+            "memory": memory,
+        }
         checkpoint.save(self.worker, tensors, facts, sharded=self.parallel.sharded)
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -266,7 +288,8 @@ class _Run:
         if self.recorder is not None:
             recorded = {name: saved.read(name) for name in saved.names("recorder.")}
             self.recorder.load(_part(recorded, "recorder."))
-        self.step = self.losses_start = saved.facts["step"]
+        self.step, self.losses_start = saved.facts["step"], saved.facts["losses_start"]
+        self.losses.fill_(saved.facts["losses"])
         self.seconds_before = saved.facts["seconds"]
         self.objective.remember(saved.facts["memory"])
 

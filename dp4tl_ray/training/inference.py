@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dp4tl_ray.data.images import Images
 from dp4tl_ray.training.examples import to_pixels
 from dp4tl_ray.training.networks import Classifier
 from dp4tl_ray.training.worker import Worker
@@ -20,7 +21,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def infer_parts(
-    model: Classifier, images: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], worker: Worker
+    model: Classifier, images: Images, rows: npt.NDArray[np.int64], worker: Worker
 ) -> Iterator[tuple[slice, Floats, Floats]]:
     """Yield logits and features of rows[part], part after part, in evaluation mode, in fp32.
 
@@ -69,7 +70,7 @@ def _receive(model: Classifier, size: int, rank: int, device: torch.device) -> l
 
 
 def infer(
-    model: Classifier, images: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], worker: Worker
+    model: Classifier, images: Images, rows: npt.NDArray[np.int64], worker: Worker
 ) -> tuple[Floats, Floats]:
     """Return logits (N, classes) and features (N, D) of N rows; of none where rank > 0."""
     logits = [np.empty((0, model.num_classes), np.float32)]

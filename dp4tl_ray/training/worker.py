@@ -35,6 +35,8 @@ class Worker:
     """Examples of a share per forward pass; null takes the share at once."""
     compile: bool = False
     """Whether to compile the network."""
+    checkpoint_steps: int | None = None
+    """Steps after which a training is saved within an epoch; None waits for its end."""
 
     def __post_init__(self) -> None:
         if self.world_size > 1 and self.shards > 1:

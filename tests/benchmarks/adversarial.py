@@ -89,9 +89,9 @@ def _objective(network: AnyNetwork, batch: int, attack: AnyAttack | None) -> Sup
     )
     recipe = Recipe.model_validate({"batch_size": batch, "batch_norm": {"group_size": batch}})
     if attack is None:
-        return SupervisedObjective(model, examples, recipe, 0, Worker(), None)
+        return SupervisedObjective(model, examples, recipe, 0, Worker(), 1, None)
     recipe = recipe.model_copy(update={"adversarial": attack})
-    return AdversarialObjective(model, examples, recipe, attack, 0, Worker(), None)
+    return AdversarialObjective(model, examples, recipe, attack, 0, Worker(), 1, None)
 
 
 def _step(objective: SupervisedObjective) -> Callable[[], None]:

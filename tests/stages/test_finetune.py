@@ -2,6 +2,7 @@
 pretraining."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from dp4tl_ray.plan import Plan
 from dp4tl_ray.specs.steps import FinetuneStep
 from dp4tl_ray.specs.training import Recipe
 from dp4tl_ray.specs.transfer import PAPER_OPTIMIZERS
-from dp4tl_ray.stages.bench import Job, Metrics
+from dp4tl_ray.stages.bench import Job, Metrics, images_of
 from dp4tl_ray.stages.finetune import _transfer, run_finetune
 from dp4tl_ray.stages.transfers import asis, frozen, full
 from dp4tl_ray.stages.transfers.task import Task
@@ -117,7 +118,7 @@ def task_of(world: World) -> Task:
     target = job.inputs["target"]
     labels = np.asarray(target.array("labels"))
     draw = draw_target(labels, np.asarray(target.array("splits")), None, seed=0)
-    return Task(job, 0, target.array("images"), labels, draw, 3)
+    return Task(job, 0, images_of(target), labels, draw, 3)
 
 
 def saved(world: World) -> dict[str, torch.Tensor]:
@@ -455,8 +456,8 @@ def test_looking_at_the_test_split_changes_nothing_in_the_training(
 def with_gaps(target: Artifact, root: Path) -> Artifact:
     """The same pictures under the classes 0, 2 and 4 of six."""
     root.mkdir()
-    for name in ("images", "splits"):
-        np.save(root / f"{name}.npy", target.array(name))
+    for name in target.manifest.files:
+        shutil.copy(target.file(name), root / name)
     np.save(root / "labels.npy", np.asarray(target.array("labels")) * 2)
     (root / "class_names.json").write_text(json.dumps(list("abcdef")))
     return replace(target, locate=lambda name: root / name)

@@ -323,8 +323,8 @@ def test_triage_compares_what_is_kept(pictures: Pictures, tmp_path: Path) -> Non
 
 
 def test_labeled_images_have_ids_in_the_order_of_the_folder(pictures: Pictures) -> None:
-    from dp4tl_ray.data.load import load_images
     from dp4tl_ray.specs.data import ImageFolder
+    from tests.data.loading import load_images
 
     spec = ImageFolder(dataset="image_folder", path=pictures["source"], image_size=16, channels=1)
     images: LabeledImages = load_images(spec, "source")

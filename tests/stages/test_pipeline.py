@@ -2,14 +2,17 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 
 from dp4tl_ray.data.draws import draw_target
+from dp4tl_ray.data.images import Split
+from dp4tl_ray.data.load import open_pictures
 from dp4tl_ray.plan import Plan
 from dp4tl_ray.results import read_results
 from dp4tl_ray.specs.steps import DataStep
@@ -132,30 +135,29 @@ def test_a_damaged_artifact_is_computed_again_to_the_same_bytes(
     ]
 
 
-def noisy(split_to_keep: str) -> Callable[..., Any]:
+def noisy(split_to_keep: Split) -> Callable[..., Any]:
     """Make a loader that replaces every other split of the target by noise."""
-    from dp4tl_ray.data.load import load_images as load
 
-    def load_noisy(spec: Any, role: Any, *rest: Any) -> Any:
-        data = load(spec, role, *rest)
-        if role == "target":
-            rows = np.setdiff1d(np.arange(len(data.labels)), data.rows(split_to_keep))  # type: ignore[arg-type]
-            data.images[rows] = np.random.default_rng(0).integers(
-                0, 256, data.images[rows].shape, dtype=np.uint8
-            )
-        return data
+    def open_noisy(spec: Any, role: Any) -> Any:
+        pictures = open_pictures(spec, role)
+        if role == "source":
+            return pictures
+        noise = np.random.default_rng(0).integers(0, 256, (len(pictures), 16, 16, 1), np.uint8)
+        kept = set(pictures.rows(split_to_keep).tolist())
+        return replace(pictures, read=lambda i: pictures.read(i) if i in kept else noise[i])
 
-    return load_noisy
+    return open_noisy
 
 
 def test_subsets_depend_on_the_targets_train_images_alone(
     pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subsets = {}
-    for kind in ("clean", "train", "test"):
+    kinds: tuple[Literal["clean", "train", "test"], ...] = ("clean", "train", "test")
+    for kind in kinds:
         with monkeypatch.context() as patch:
             if kind != "clean":
-                patch.setattr(data_stage, "load_images", noisy(kind))
+                patch.setattr(data_stage, "open_pictures", noisy(kind))
             _, _, outcome = run(pictures, tmp_path / kind, methods=["label_mapping"])
             subsets[kind] = [r.subset_digest for r in outcome.results]
     assert subsets["clean"] == subsets["train"]

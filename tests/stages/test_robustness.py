@@ -76,7 +76,7 @@ def test_an_ensemble_is_at_most_pgd_at_most_clean_and_all_fall_with_the_radius(
     assert (clean == one.labels).mean() >= pgd[0] >= pgd[1] >= pgd[2]
     assert (ensemble <= pgd).all()
     # the truth: a mean that is further from the border between two classes withstands
-    pixels = one.images.astype(np.float64).reshape(len(one.images), -1).mean(axis=1) / 255
+    pixels = np.asarray(one.images, np.float64).reshape(len(one.images), -1).mean(axis=1) / 255
     centres = np.array([(128 + 40 * (k - (classes - 1) / 2) / (classes - 1)) / 255
                         for k in range(classes)])  # fmt: skip
     borders = (centres[1:] + centres[:-1]) / 2

@@ -57,7 +57,7 @@ def adversarial(name: str, **changes: Any) -> Recipe:
 def objective(spec: Recipe, worker: Worker | None = None) -> AdversarialObjective:
     assert not isinstance(spec.adversarial, Standard)
     found = worker or Worker()
-    return AdversarialObjective(network(), examples(), spec, spec.adversarial, 0, found, None)
+    return AdversarialObjective(network(), examples(), spec, spec.adversarial, 0, found, 1, None)
 
 
 def first_gradient(spec: Recipe, worker: Worker | None = None) -> tuple[Tensor, Tensor, Classifier]:
@@ -311,7 +311,8 @@ def test_shares_and_passes_change_nothing(
 ) -> None:
     # near an image the divergence is so flat that rounding decides signs
     monkeypatch.setattr("dp4tl_ray.training.objectives.adversarial.TRADES_NOISE", 0.02)
-    spec = adversarial(name, batch_size=20)
+    # a crop adds rounding of its own, which the gradient of a pixel turns into another sign
+    spec = adversarial(name, batch_size=20, augmentation={"shift": 1, "flip": True})
     loss, gradient, _ = first_gradient(spec, worker)
     expected_loss, expected, _ = first_gradient(spec)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-6)

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.stats import ks_2samp
+from torchvision.transforms import RandomResizedCrop
 
 from dp4tl_ray.specs.self_supervised import MOCO_V2_VIEW
 from dp4tl_ray.specs.training import Augmentation
@@ -59,7 +61,7 @@ def test_a_crop_is_the_cropped_image_enlarged(box: tuple[int, int, int, int]) ->
 def test_shift_and_flip_come_before_the_crop() -> None:
     x, changes = pixels(), draw_changes(MOVED, 6, np.random.default_rng(1))
     assert changes.flip_N.any() and not changes.flip_N.all()
-    moved = augment(x, Augmentation(shift=2, flip=True), changes)
+    moved = augment(x, Augmentation(shift=2, flip=True), replace(changes, crop_N4=None))
     still = replace(
         changes, shift_N2=np.zeros_like(changes.shift_N2), flip_N=np.zeros_like(changes.flip_N)
     )
@@ -79,12 +81,34 @@ def test_a_worker_changes_its_rows_as_the_whole_batch_would(spec: Augmentation, 
 @pytest.mark.parametrize("crop", [0.08, 0.5, 0.99])
 def test_crops_stay_inside_and_keep_their_share(crop: float) -> None:
     changes = draw_changes(Augmentation(crop=crop), 500, np.random.default_rng(3))
+    assert changes.crop_N4 is not None
     centre, half = changes.crop_N4[:, :2], changes.crop_N4[:, 2:]
     assert (np.abs(centre) + half <= 1 + 1e-9).all()
     area = half.prod(axis=1)
     assert area.min() >= crop - 1e-9 and area.max() <= 1 + 1e-9
     ratio = half[:, 1] / half[:, 0]
     assert ratio.max() <= 4 / 3 + 1e-9 and ratio.min() >= 3 / 4 - 1e-9
+
+
+@pytest.mark.parametrize("crop", [0.08, 0.5, 0.9])
+@pytest.mark.parametrize(("height", "width"), [(400, 400), (300, 500), (600, 400), (300, 1200)])
+def test_crops_are_distributed_as_torchvisions(crop: float, height: int, width: int) -> None:
+    n = 4000
+    torch.manual_seed(0)
+    image, bounds = torch.empty(3, height, width), ([crop, 1.0], [3 / 4, 4 / 3])
+    theirs = np.array([RandomResizedCrop.get_params(image, *bounds) for _ in range(n)], float)
+    aspect, rng = np.full(n, width / height), np.random.default_rng(0)
+    crops = draw_changes(Augmentation(crop=crop), n, rng, aspect).crop_N4
+    assert crops is not None
+    size = np.array([height, width])
+    half = crops[:, 2:] * size
+    ours = np.concatenate([(1 + crops[:, :2]) * size / 2 - half / 2, half], axis=1).round()
+    measured = [
+        {"top": top, "left": left, "area": high * wide, "ratio": wide / high}
+        for top, left, high, wide in (ours.T, theirs.T)
+    ]
+    for name in measured[0]:
+        assert ks_2samp(measured[0][name], measured[1][name]).pvalue > 1e-3, name
 
 
 def test_colors_are_drawn_after_all_else_and_only_if_asked_for() -> None:
@@ -95,7 +119,7 @@ def test_colors_are_drawn_after_all_else_and_only_if_asked_for() -> None:
     for name in ("shift_N2", "flip_N", "crop_N4"):
         assert np.array_equal(getattr(one, name), getattr(two, name))
     reference.integers(-2, 3, size=(5, 2))
-    reference.random(5 + 5 + 5 + 10)
+    reference.random(5 + 50 + 50 + 10)
     assert plain.random() == reference.random() != colored.random()
 
 

@@ -145,6 +145,7 @@ def test_a_view_of_moco_is_torchvisions() -> None:
     x = torch.rand(n, 3, side, side, generator=torch.Generator().manual_seed(1))
     changes = draw_changes(MOCO_V2_VIEW, n, np.random.default_rng(0))
     # torchvision crops whole pixels
+    assert changes.crop_N4 is not None
     centre, half = changes.crop_N4[:, :2], changes.crop_N4[:, 2:]
     start = np.floor((centre - half + 1) / 2 * side).astype(int)
     size = np.minimum(np.round(half * side).astype(int).clip(1), side - start)

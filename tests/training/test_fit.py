@@ -123,6 +123,33 @@ def test_resuming_is_bit_equal_to_never_stopping(tmp_path: Path, changes: dict[s
     assert equal(weights(straight), weights(resumed))
 
 
+@pytest.mark.parametrize("changes", [{}, {"ema": 0.2}, {"adversarial": {"attack": "free"}}])
+@pytest.mark.parametrize("died", [9, 10, 17])
+def test_resuming_within_an_epoch_is_bit_equal_to_never_stopping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], died: int
+) -> None:
+    straight, halted, resumed = network(), network(), network(seed=5)
+    worker, checkpoint = Worker(checkpoint_steps=4), Checkpoint(tmp_path)
+    expected = fit(straight, examples(), recipe(**changes), 0, Worker())
+    step = fit_module._Run.train_step
+
+    def until(run: Any, batch: Any) -> None:
+        if run.step == died:
+            raise KilledError
+        step(run, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(fit_module._Run, "train_step", until)
+        fit(halted, examples(), recipe(**changes), 0, worker, checkpoint)
+    saved = checkpoint.newest()
+    assert saved is not None
+    # epochs end after steps 7, 15, 22; a batch of `free` is 4 steps on from where it began
+    assert saved.facts["step"] == {9: 8, 10: 8, 17: 16}[died]
+    summary = fit(resumed, examples(), recipe(**changes), 0, worker, checkpoint)
+    assert equal(weights(straight), weights(resumed))
+    assert summary.train_loss == expected.train_loss
+
+
 def test_a_training_that_is_told_to_halt_keeps_its_epoch(tmp_path: Path) -> None:
     straight, halted, resumed = network(), network(), network(seed=5)
     reports: list[Progress] = []

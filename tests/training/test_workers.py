@@ -178,8 +178,9 @@ def not_finite(worker: Worker, out: Path) -> Result:
     assert model.head is not None
     model.head.bias.data.fill_(torch.nan)
     data = examples()
-    arrays = {"images": data.images, "labels": data.labels, "splits": np.zeros(60, np.int64)}
+    arrays = {"labels": data.labels, "splits": np.zeros(60, np.int64)}
     source = SimpleNamespace(array=arrays.__getitem__, json=lambda name: [f"id{i}" for i in ROWS])
+    vars(embed)["images_of"] = lambda artifact: data.images
     vars(embed)["load_network"] = lambda artifact, image_size: model
     bench = SimpleNamespace(growing=growing)
     spec = SimpleNamespace(shots=None)
@@ -287,7 +288,8 @@ def test_workers_compare_the_views_of_the_whole_batch(by: str, result: Load) -> 
         off = [float((a - b).norm() / b.norm()) for a, b in pairs]
         # batch norm over groups of 4 makes more of a difference at every step
         assert off[0] < 1e-4, name
-        assert max(off) < 0.01, name
+        assert max(off[:4]) < 0.01, name
+        assert max(off) < 0.05, name
         assert difference(found["weights"], one[name]["weights"]) < 1e-3
         assert equal(found["weights"], result(f"two views {by}", 1)[name]["weights"])
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from dp4tl_ray.algorithms.knn_classifier import best_k, knn_predict
 from dp4tl_ray.algorithms.linear_probe import Probe, adam_probes, best_probe, solve_probe
 from dp4tl_ray.data.draws import Rows
+from dp4tl_ray.data.images import Images
 from dp4tl_ray.specs.transfer import KNN, LinearProbe
 from dp4tl_ray.stages.bench import Metrics, StageError
 from dp4tl_ray.stages.transfers.task import Outcome, Task
@@ -152,7 +153,7 @@ def _network_features(
 
 
 def adapt_batch_norm(
-    model: Classifier, images: npt.NDArray[np.uint8], rows: Rows, worker: Worker, seed: int
+    model: Classifier, images: Images, rows: Rows, worker: Worker, seed: int
 ) -> None:
     """Replace batch norm's running statistics by the mean over batches of these images.
 

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from dp4tl_ray.data.draws import Draw, Rows
+from dp4tl_ray.data.images import Images
 from dp4tl_ray.specs.steps import DataStep
 from dp4tl_ray.stages.bench import Job, Metrics, load_network
 from dp4tl_ray.training.networks import Classifier
@@ -34,7 +33,7 @@ class Task:
 
     job: Job
     seed: int
-    images: npt.NDArray[np.uint8]
+    images: Images
     """Of all splits, (N, height, width, channels); memory-mapped."""
     labels: Rows
     """Class of each of these images, (N,)."""

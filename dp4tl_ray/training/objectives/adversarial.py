@@ -58,9 +58,10 @@ class AdversarialObjective(SupervisedObjective):
         attack: AnyAttack,
         seed: int,
         worker: Worker,
+        total: int,
         recorder: DynamicsRecorder | None,
     ) -> None:
-        super().__init__(model, examples, recipe, seed, worker, recorder)
+        super().__init__(model, examples, recipe, seed, worker, total, recorder)
         self.attack = attack
         self.replays = attack.replays if isinstance(attack, Free) else 1
         self.model = model

@@ -1,7 +1,7 @@
 """What the training loop asks of an objective."""
 
 from abc import ABC, abstractmethod
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +64,10 @@ class Objective(ABC, Generic[Batch]):
     def end_epoch(self, parallel: Parallel) -> None:
         """Look at the network between two epochs; all workers do so together."""
 
+    def can_pause(self, step: int) -> bool:
+        """Say whether a checkpoint after `step` steps keeps all there is to keep."""
+        return True
+
     def memory(self) -> list[float]:
         """Return what a checkpoint must keep of what `end_epoch` saw."""
         return []
@@ -74,9 +78,3 @@ class Objective(ABC, Generic[Batch]):
     def facts(self) -> dict[str, float]:
         """Say what a manifest should keep of this training, once it is over."""
         return {}
-
-
-def pinned(array: npt.NDArray[Any], worker: Worker) -> Tensor:
-    """Make a tensor of an array, in memory from which a GPU reads without waiting."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory() if worker.device.type == "cuda" else tensor

@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dp4tl_ray.algorithms.schedules import resolution_at
 from dp4tl_ray.specs.training import Recipe
-from dp4tl_ray.training.augment import Changes, augment, draw_changes
-from dp4tl_ray.training.examples import Examples, floats
+from dp4tl_ray.training.examples import Examples, pinned
 from dp4tl_ray.training.networks import Classifier
-from dp4tl_ray.training.objectives.base import Objective, pinned
+from dp4tl_ray.training.objectives.base import Objective
 from dp4tl_ray.training.parallel import Parallel, is_sharded
 from dp4tl_ray.training.passes import GradientSum, Pass, cut_passes
+from dp4tl_ray.training.reading import View, draw, read
 from dp4tl_ray.training.recorder import DynamicsRecorder
 from dp4tl_ray.training.worker import Worker, seed_for
 
@@ -26,9 +27,8 @@ class SupervisedBatch:
     """A worker's rows of a batch, in memory."""
 
     positions: npt.NDArray[np.int64]
-    images_NHWC: Tensor
+    view: View
     labels: Tensor
-    changes: Changes
 
 
 @dataclass(frozen=True)
@@ -53,26 +53,26 @@ class SupervisedObjective(Objective[SupervisedBatch]):
         recipe: Recipe,
         seed: int,
         worker: Worker,
+        total: int,
         recorder: DynamicsRecorder | None,
     ) -> None:
         passes = cut_passes(recipe, worker, worker.microbatch, together=is_sharded(worker))
         super().__init__(model, passes, worker)
         assert examples.labels is not None
         self.examples, self.labels, self.recipe = examples, examples.labels, recipe
-        self.seed, self.recorder = seed, recorder
+        self.seed, self.total, self.recorder = seed, total, recorder
 
     def gather(self, step: int, positions: npt.NDArray[np.int64]) -> SupervisedBatch:
         """Bring this worker's rows of a batch into memory."""
         mine, recipe = positions[self.rows], self.recipe
         rng = np.random.default_rng(seed_for(self.seed, "augment", step))
-        changes = draw_changes(recipe.augmentation, recipe.batch_size, rng)
-        images = self.examples.images[self.examples.rows[mine]]
-        return SupervisedBatch(
-            mine,
-            pinned(images, self.worker),
-            pinned(self.labels[mine], self.worker),
-            changes.rows(self.rows),
-        )
+        [changes] = draw([recipe.augmentation], self.examples, positions, [rng])
+        size = self.examples.images.shape[1]
+        if recipe.resolution is not None:
+            size = resolution_at(step / self.total, *recipe.resolution.ramp)
+        images, rows = self.examples.images, self.examples.rows[mine]
+        [view] = read(images, rows, [changes.rows(self.rows)], size, self.worker)
+        return SupervisedBatch(mine, view, pinned(self.labels[mine], self.worker))
 
     def backward(self, parallel: Parallel, batch: SupervisedBatch, step: int) -> Tensor:
         """Leave the gradient of the batch's mean loss in the parameters."""
@@ -82,9 +82,8 @@ class SupervisedObjective(Objective[SupervisedBatch]):
     def show(self, batch: SupervisedBatch, one: Pass) -> Shown:
         """Bring the images of a pass to the device, augmented."""
         here = slice(one.rows.start - self.rows.start, one.rows.stop - self.rows.start)
-        images = batch.images_NHWC[here].to(self.worker.device, non_blocking=True)
+        pixels = batch.view.show(self.recipe.augmentation, self.worker, here)
         labels = batch.labels[here].to(self.worker.device, non_blocking=True)
-        pixels = augment(floats(images), self.recipe.augmentation, batch.changes.rows(here))
         return Shown(batch.positions[here], pixels, labels)
 
     def descend(

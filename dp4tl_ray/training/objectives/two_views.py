@@ -17,14 +17,14 @@ from torch import Tensor
 
 from dp4tl_ray.algorithms.collapse import effective_rank, embedding_spread
 from dp4tl_ray.specs.self_supervised import AnySelfSupervised
-from dp4tl_ray.training.augment import Changes, augment, draw_changes
-from dp4tl_ray.training.examples import Examples, floats
+from dp4tl_ray.training.examples import Examples
 from dp4tl_ray.training.networks import Classifier
-from dp4tl_ray.training.objectives.base import Objective, pinned
+from dp4tl_ray.training.objectives.base import Objective
 from dp4tl_ray.training.objectives.learner import Embeddings, Learner, Wanted
 from dp4tl_ray.training.objectives.learners import build_learner
 from dp4tl_ray.training.parallel import Parallel, is_sharded
 from dp4tl_ray.training.passes import GradientSum, Pass, cut_passes
+from dp4tl_ray.training.reading import View, draw, read
 from dp4tl_ray.training.worker import Worker, seed_for
 
 LOOKED_AT = 2048
@@ -33,10 +33,10 @@ LOOKED_AT = 2048
 
 @dataclass(frozen=True)
 class _Images:
-    """Some rows of a batch, and the parameters of their two views."""
+    """Some rows of a batch under two views."""
 
-    images_NHWC: Tensor
-    changes: tuple[Changes, Changes]
+    first: View
+    second: View
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class TwoViewObjective(Objective[_Batch]):
         self.shuffles = learner.shuffles
         first, second = recipe.augmentation, recipe.second_augmentation
         self.views = (first, first if second is None else second)
-        # a training is continued from the end of an epoch, so that this never crosses one
+        # a training is never continued from within the steps that are looked at
         steps_per_epoch = len(examples) / recipe.batch_size
         last_epoch = math.ceil((math.ceil(total / steps_per_epoch) - 1) * steps_per_epoch)
         enough = math.ceil(LOOKED_AT / recipe.batch_size)
@@ -88,15 +88,14 @@ class TwoViewObjective(Objective[_Batch]):
     def gather(self, step: int, positions: npt.NDArray[np.int64]) -> _Batch:
         """Bring this worker's shares of a batch into memory, and the images of their keys."""
         size = self.recipe.batch_size
-        changes = [
-            draw_changes(view, size, np.random.default_rng(seed_for(self.seed, name, step)))
-            for view, name in zip(self.views, ("first view", "second view"), strict=True)
-        ]
+        streams = [seed_for(self.seed, name, step) for name in ("first view", "second view")]
+        rngs = [np.random.default_rng(stream) for stream in streams]
+        changes = draw(self.views, self.examples, positions, rngs)
+        stored, side = self.examples.images, self.examples.images.shape[1]
 
         def images(rows: npt.NDArray[np.int64]) -> _Images:
-            pixels = self.examples.images[self.examples.rows[positions[rows]]]
-            first, second = (change.rows(rows) for change in changes)
-            return _Images(pinned(pixels, self.worker), (first, second))
+            mine, views = self.examples.rows[positions[rows]], [c.rows(rows) for c in changes]
+            return _Images(*read(stored, mine, views, side, self.worker))
 
         key_rows, elsewhere = np.arange(size), self.shuffles and self.worker.world_size > 1
         if self.shuffles:
@@ -145,6 +144,10 @@ class TwoViewObjective(Objective[_Batch]):
         total.give_back()
         return loss.detach()
 
+    def can_pause(self, step: int) -> bool:
+        """Say whether embeddings that are looked at in the end are still to come."""
+        return step <= self.look_from
+
     def facts(self) -> dict[str, float]:
         """Measure how much of their space the last embeddings fill."""
         embeddings = torch.cat(self.looked_at)
@@ -176,10 +179,10 @@ class TwoViewObjective(Objective[_Batch]):
 
     def _two_views(self, images: _Images, wanted: Wanted = (True, True)) -> tuple[Tensor, Tensor]:
         """Make two views; one that is not wanted, and not looked at, is the image itself."""
-        pixels = floats(images.images_NHWC.to(self.worker.device, non_blocking=True))
+        both = (images.first, images.second)
         first, second = (
-            augment(pixels, view, changes) if asked else pixels
-            for view, changes, asked in zip(self.views, images.changes, wanted, strict=True)
+            view.show(spec if asked else None, self.worker)
+            for spec, view, asked in zip(self.views, both, wanted, strict=True)
         )
         return first, second
 

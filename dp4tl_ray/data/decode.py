@@ -1,0 +1,108 @@
+"""What a picture's file holds -> pixels of the size that is asked for.
+
+JPEG is decoded by libjpeg-turbo, to the same pixels as by Pillow in half the time; everything else
+by Pillow. All of it releases the interpreter's lock, so that threads decode side by side.
+"""
+
+import io
+
+import numpy as np
+import simplejpeg
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from dp4tl_ray.data.images import Pixels
+
+JPEG_START = b"\xff\xd8\xff"
+
+
+class DecodeError(Exception):
+    """A picture does not decode; the message says why."""
+
+
+def decoded(content: bytes | Pixels, channels: int) -> Pixels:
+    """Return the pixels of a picture, (height, width, channels).
+
+    Args:
+        content: What its file holds, or pixels: (height, width), or with 1 or 3 channels.
+        channels: 1 for grey values, 3 for RGB.
+
+    Raises:
+        DecodeError: It is no picture, or damaged.
+    """
+    try:
+        if isinstance(content, np.ndarray):
+            return _with_channels(content, channels)
+        if content.startswith(JPEG_START) and _is_plain(content):
+            return decode_jpeg(content, channels)
+        with Image.open(io.BytesIO(content)) as file:
+            picture = file.convert("L" if channels == 1 else "RGB")
+        return np.asarray(picture, np.uint8).reshape(picture.height, picture.width, channels)
+    except Exception as error:  # decoders raise what they like
+        raise DecodeError(f"does not decode: {error}") from error
+
+
+def _with_channels(pixels: Pixels, channels: int) -> Pixels:
+    pixels = pixels if pixels.ndim == 3 else pixels[:, :, None]
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
+        raise ValueError(f"pixels are {pixels.dtype} of shape {pixels.shape}; uint8 is needed")
+    if pixels.shape[2] == channels:
+        return pixels
+    mode = "L" if channels == 1 else "RGB"
+    changed = np.asarray(Image.fromarray(pixels.squeeze(2) if channels == 3 else pixels)
+                         .convert(mode), np.uint8)  # fmt: skip
+    return changed.reshape(*pixels.shape[:2], channels)
+
+
+def _is_plain(content: bytes) -> bool:
+    """Say whether a JPEG is grey or in the usual colour space; Pillow takes the others."""
+    return simplejpeg.decode_jpeg_header(content)[2] in ("YCbCr", "Gray")
+
+
+def jpeg_size(content: bytes) -> tuple[int, int] | None:
+    """Return height and width of a JPEG that is grey or in the usual colour space, else None."""
+    if not content.startswith(JPEG_START):
+        return None
+    height, width, space, _ = simplejpeg.decode_jpeg_header(content)
+    return (height, width) if space in ("YCbCr", "Gray") else None
+
+
+def decode_jpeg(content: bytes | memoryview, channels: int) -> Pixels:
+    """Decode a JPEG to (height, width, channels)."""
+    pixels: Pixels = simplejpeg.decode_jpeg(content, "GRAY" if channels == 1 else "RGB")
+    return pixels
+
+
+def encode_jpeg(pixels: Pixels, quality: int) -> bytes:
+    """Encode pixels, (height, width, channels)."""
+    space = "GRAY" if pixels.shape[2] == 1 else "RGB"
+    content: bytes = simplejpeg.encode_jpeg(
+        np.ascontiguousarray(pixels), quality, space, "420" if space == "RGB" else "Gray"
+    )
+    return content
+
+
+def resized(pixels: Pixels, height: int, width: int) -> Pixels:
+    """Resize a picture, bilinear, smoothed where it becomes smaller."""
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    # torch warns of what it could write to, and must not
+    writable = pixels if pixels.flags.writeable else pixels.copy()
+    planes = torch.from_numpy(writable).permute(2, 0, 1)[None]
+    smaller = F.interpolate(planes, (height, width), mode="bilinear", antialias=True)
+    return np.ascontiguousarray(smaller[0].permute(1, 2, 0).numpy())
+
+
+def shorter_side(pixels: Pixels, size: int) -> Pixels:
+    """Resize a picture so that its shorter side becomes `size` pixels."""
+    scale = size / min(pixels.shape[:2])
+    height, width = (max(size, round(side * scale)) for side in pixels.shape[:2])
+    return resized(pixels, height, width)
+
+
+def square(pixels: Pixels, size: int) -> Pixels:
+    """Bring the shorter side to `size` pixels and keep the middle, (size, size, channels)."""
+    picture = shorter_side(pixels, size)
+    top, left = ((side - size) // 2 for side in picture.shape[:2])
+    return picture[top : top + size, left : left + size]
