@@ -13,7 +13,7 @@ from dp4tl_ray.specs.network import (
     VisionTransformer,
 )
 from dp4tl_ray.specs.self_supervised import AnySelfSupervised
-from dp4tl_ray.specs.training import Augmentation, Budget, Optimizer, Recipe, Schedule
+from dp4tl_ray.specs.training import Augmentation, Budget, Optimizer, Recipe, Resolution, Schedule
 
 
 class Supervised(Recipe):
@@ -38,10 +38,9 @@ class Preset(Supervised):
 class DP4TLResNet18(Preset):
     """The paper's recipe for a ResNet-18 on ImageNet, 16 epochs (rn18_16.json of its code).
 
-    Zhang et al. 2023, github.com/OPTML-Group/DP4TL. Not as there:
+    Zhang et al. 2023, github.com/OPTML-Group/DP4TL. Images of 160 pixels, of 192 from epoch 12 on,
+    so that the source's must have at least 192, or `resolution` be null. Not as there:
 
-    - one image size throughout, the source's; theirs is 160 pixels, and 192 from epoch 12
-      on, which is not set here yet;
     - Nesterov momentum, constant; theirs is plain, and CyclicLR's default lets it fall to 0.8 at
       the peak rate and rise again;
     - the rate starts and ends at 0, not at 1e-4; all batches are full;
@@ -68,6 +67,8 @@ class DP4TLResNet18(Preset):
     """Probability mass spread over all classes."""
     augmentation: Augmentation = RESIZED_CROPS
     """Random changes of the training images."""
+    resolution: Resolution | None = Resolution()
+    """Smaller images at first; null trains on images of full size."""
     batch_norm: BatchNorm = BatchNorm(group_size=128)
     """Groups over which batch statistics are computed."""
     precision: Literal["fp32", "bf16"] = "bf16"
@@ -98,6 +99,8 @@ class DP4TLResNet50(Preset):
     """Probability mass spread over all classes."""
     augmentation: Augmentation = RESIZED_CROPS
     """Random changes of the training images."""
+    resolution: Resolution | None = Resolution()
+    """Smaller images at first; null trains on images of full size."""
     batch_norm: BatchNorm = BatchNorm(group_size=64)
     """Groups over which batch statistics are computed."""
     precision: Literal["fp32", "bf16"] = "bf16"
@@ -128,6 +131,8 @@ class DP4TLResNet101(Preset):
     """Probability mass spread over all classes."""
     augmentation: Augmentation = RESIZED_CROPS
     """Random changes of the training images."""
+    resolution: Resolution | None = Resolution()
+    """Smaller images at first; null trains on images of full size."""
     batch_norm: BatchNorm = BatchNorm(group_size=32)
     """Groups over which batch statistics are computed."""
     precision: Literal["fp32", "bf16"] = "bf16"
@@ -177,10 +182,8 @@ class FFCVResNet18(Preset):
     """ffcv-imagenet's recipe for a ResNet-18 on ImageNet, 16 epochs (rn18_16_epochs.yaml there).
 
     github.com/libffcv/ffcv-imagenet; the paper's recipe is this one without label smoothing and
-    blurs, and with weight decay on batch norm. Not as there:
+    blurs, and with weight decay on batch norm. Images as in dp4tl_rn18_16. Not as there:
 
-    - one image size throughout, the source's; theirs is 160 pixels, and 192 from epoch 12
-      on, which is not set here yet;
     - Nesterov momentum; theirs is plain;
     - no weight decay on any vector; theirs spares parameters with `bn` in their name, which those
       of the shortcuts' batch norm and the head's bias have not;
@@ -210,6 +213,8 @@ class FFCVResNet18(Preset):
     """Probability mass spread over all classes."""
     augmentation: Augmentation = RESIZED_CROPS
     """Random changes of the training images."""
+    resolution: Resolution | None = Resolution()
+    """Smaller images at first; null trains on images of full size."""
     batch_norm: BatchNorm = BatchNorm(group_size=128)
     """Groups over which batch statistics are computed."""
     precision: Literal["fp32", "bf16"] = "bf16"

@@ -96,7 +96,7 @@ PICTURES: Study = {
             "label_smoothing": 0.1,
         },
         {"objective": "supervised", "network": {"arch": "vit_b_16", "patch_size": 4}},
-        {"objective": "ffcv_rn18_16", "budget": {"epochs": 8}},
+        {"objective": "ffcv_rn18_16", "budget": {"epochs": 8}, "resolution": None},
         {"objective": "none"},
     ],
     "transfers": [

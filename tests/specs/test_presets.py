@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from dp4tl_ray.algorithms.schedules import lr_factor
+from dp4tl_ray.algorithms.schedules import lr_factor, resolution_at
 from dp4tl_ray.specs.base import label
 from dp4tl_ray.specs.catalogue import catalogue
 from dp4tl_ray.specs.load import load_study
@@ -101,6 +101,16 @@ def test_the_list_explains_a_preset_and_what_it_does_not_do(name: str) -> None:
     assert "Not as there:" in entry or "the same deviations" in entry
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "dp4tl_vit_b16"])
+def test_images_grow_when_the_published_ones_do(name: str) -> None:
+    resolution = preset(name).resolution
+    assert resolution is not None
+    for epoch in range(16):
+        published = 160 if epoch <= 11 else 192  # by its rule, which rounds 176 up in between
+        # where an epoch begins; theirs is constant within one
+        assert resolution_at(epoch / 16, *resolution.ramp) == published
+
+
 def published_rates(name: str, steps: int) -> list[float]:
     """The rate of each step by torch's own schedulers, as the code that is cited means it."""
     spec, numbers = preset(name), PUBLISHED[name]
@@ -146,7 +156,7 @@ def test_ffcvs_recipe_decays_no_vector() -> None:
 def test_a_preset_trains_as_the_same_recipe_written_out(
     pictures: dict[str, str], tmp_path: Path
 ) -> None:
-    small = recipe(precision="fp32", optimizer={"lr": 0.1})
+    small = recipe(precision="fp32", optimizer={"lr": 0.1}, resolution=None)
     named = preset({"objective": "ffcv_rn18_16", **small})
     fields = named.model_dump(mode="json", exclude={"objective"})
     recipes = [named.model_dump(mode="json"), {"objective": "supervised", **fields}]
@@ -171,9 +181,9 @@ def test_a_study_of_presets_can_be_read(tmp_path: Path) -> None:
         json.dumps(
             {
                 "name": "s",
-                "source": {"dataset": "image_folder", "path": "a", "image_size": 160},
+                "source": {"dataset": "image_folder", "path": "a", "image_size": 224},
                 "surrogate": "dp4tl_rn18_16",
-                "targets": [{"dataset": "image_folder", "path": "b", "image_size": 160}],
+                "targets": [{"dataset": "image_folder", "path": "b", "image_size": 224}],
                 "methods": ["label_mapping"],
                 "pruning_ratios": [0.5],
                 "pretraining": [*NAMES, "none"],
