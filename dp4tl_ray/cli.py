@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ the usual way:
   dp4tl run experiments/quickstart.yaml         run it on Ray; a rerun runs only what is missing
   dp4tl status experiments/quickstart.yaml      how it is doing, from any machine
   dp4tl report experiments/quickstart.yaml      tables and pictures again, from the store
+  dp4tl export experiments/quickstart.yaml --format csv ...    a kept subset, for other code
 
 on a cluster:
   ray up cluster.yaml
@@ -26,7 +28,24 @@ on a cluster:
 """
 
 
-READ_ONLY = {"status", "report"}
+SCHEMA_NAMES = ("study", "manifest", "result", "export")
+EXPORT_FORMATS = ("npy", "txt", "csv", "imagefolder-symlinks", "ffcv-indices", "hf", "dp4tl")
+EXPORT_EPILOG = """\
+formats, and the file that each writes beside manifest.json:
+  npy                   kept.npy: indices into the source, int64, ascending
+  txt                   kept.txt: ids, one per line, most wanted first
+  csv                   kept.csv: index, id, class_index, class_name, score, rank (0 is the first)
+  imagefolder-symlinks  train/CLASS/...: links to the pictures of a source of type image_folder
+  ffcv-indices          kept.indices: a tensor for ffcv.loader.Loader(indices=...)
+  hf                    kept.jsonl: the columns of csv, for datasets.load_dataset("json", ...)
+  dp4tl                 kept.json: for `methods: [{method: given, path: kept.json}]`
+
+The source's order is that of torchvision's ImageFolder on its training folder, where no class has
+folders of its own; a .beton must have been written in it.
+
+  dp4tl export STUDY --method label_mapping --ratio 0.5 --target pets --format npy --out kept
+"""
+READ_ONLY = {"status", "report", "export"}
 """Verbs that only look at what is in a store, which has to be there."""
 
 
@@ -93,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         "Writes triage.md to the study's folder.",
     )  # fmt: skip
     choices.add_argument("--local", action="store_true", help="run in this process, without Ray")
+    _add_export(verbs, study)
     _add_data_verbs(verbs.add_parser("data", help="pack, check, show or warm the datasets"), study)
     sweep = verbs.add_parser(
         "wandb-sweep", parents=[study], help="write a study as a sweep of Weights & Biases",
@@ -101,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     sweep.add_argument("--local", action="store_true", help="agents run cells without Ray")
     schema = verbs.add_parser("schema", help="print the JSON Schema of a file format")
-    schema.add_argument("name", nargs="?", choices=("study", "manifest", "result"), default="study")
+    schema.add_argument("name", nargs="?", choices=SCHEMA_NAMES, default="study")
     schema.add_argument(
         "--write", type=Path, metavar="FOLDER", help="write all of them to a folder"
     )
@@ -109,6 +129,30 @@ def _parser() -> argparse.ArgumentParser:
     kinds = ("methods", "selectors", "objectives", "adversarial", "networks", "transfers")
     names.add_argument("what", choices=(*kinds, "robustness", "datasets", "encodings"))
     return parser
+
+
+def _add_export(verbs: Any, study: argparse.ArgumentParser) -> None:
+    export = verbs.add_parser(
+        "export", parents=[study], help="write a kept subset, for any other training code",
+        description="Write the examples that a method keeps at a ratio for a target, with a "
+        "manifest. Needs no more than `dp4tl run STUDY --until prune`. What the study has but one "
+        "of may be left out.",
+        epilog=EXPORT_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    export.add_argument(
+        "--method", metavar="NAME", help="as in results, or label_mapping where one alone is it"
+    )
+    export.add_argument("--ratio", metavar="R", help="pruning ratio: the share that is removed")
+    export.add_argument(
+        "--target", metavar="NAME", help="as in results, or the name of its dataset or folder"
+    )
+    export.add_argument("--seed", metavar="N", help="of the study's seeds (default: the first)")
+    export.add_argument("--format", required=True, choices=EXPORT_FORMATS)
+    export.add_argument(
+        "--out", type=Path, metavar="FOLDER",
+        help="folder to write, which must not hold anything else (default: one in the store, "
+        "beside the study's report)",
+    )  # fmt: skip
 
 
 def _add_data_verbs(data: argparse.ArgumentParser, study: argparse.ArgumentParser) -> None:
@@ -170,6 +214,7 @@ def _interrupt(number: int, frame: Any) -> None:
 def _with_study(args: argparse.Namespace) -> int:
     """Read and check everything that was written, then do what the verb says."""
     from dp4tl_ray.data.pictures import DatasetError
+    from dp4tl_ray.export.choose import ExportError
     from dp4tl_ray.runners.admission import InfeasibleError
     from dp4tl_ray.scoring.elsewhere import ScorerError
     from dp4tl_ray.specs.load import StudyError, load_study
@@ -191,9 +236,18 @@ def _with_study(args: argparse.Namespace) -> int:
                 return _triage(study, store, args.local)
             case "wandb-sweep":
                 return _wandb_sweep(study, store, args)
+            case "export":
+                return _export(study, store, args)
             case _:
                 return _run(study, store, args.local, args.until, args.only)
-    except (StudyError, StoreError, DatasetError, ScorerError, InfeasibleError) as error:
+    except (
+        StudyError,
+        StoreError,
+        DatasetError,
+        ScorerError,
+        InfeasibleError,
+        ExportError,
+    ) as error:
         print(error, file=sys.stderr)
         return 2
     except BrokenPipeError:
@@ -358,6 +412,25 @@ def _wandb_sweep(study: "Study", store: "Store", args: argparse.Namespace) -> in
     wandb = study.tracking.wandb
     where = f"--project {wandb.project}" + (f" --entity {wandb.entity}" if wandb.entity else "")
     print(f"create it: wandb sweep {where} {path}\nthen, on each machine: wandb agent ID")
+    return 0
+
+
+def _export(study: "Study", store: "Store", args: argparse.Namespace) -> int:
+    from dp4tl_ray.export.subset import export_subset
+    from dp4tl_ray.sweep import plan_study
+
+    absent = list[str]()
+    plan = plan_study(study, absent=absent, store=store)
+    asked = {option: getattr(args, option) for option in ("method", "ratio", "target", "seed")}
+    words = ["dp4tl", "run", str(args.study), f"--store={store.uri}", "--until=prune"]
+    command = shlex.join([*words, *(f"--set={text}" for text in args.overrides)])
+    command = "\n".join([command, *absent])
+    export, folder = export_subset(plan, store, asked, args.format, args.out, command)
+    print(
+        f"{export.method_label} at {export.pruning_ratio:g} for {export.target}, seed "
+        f"{export.seed}: {export.num_kept} of {export.num_source} examples, of "
+        f"{export.num_classes_kept} classes\n{folder}\nuse: {export.use}"
+    )
     return 0
 
 

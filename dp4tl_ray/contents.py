@@ -19,14 +19,14 @@ from dp4tl_ray.scoring.elsewhere import (
 )
 from dp4tl_ray.specs.base import canonical_json
 from dp4tl_ray.specs.data import SCHEME, Dataset, OnDisk
-from dp4tl_ray.specs.example_methods import ExamplePlugin, ScoresFile
+from dp4tl_ray.specs.example_methods import ExamplePlugin, Given, ScoresFile
 from dp4tl_ray.specs.method import AnyMethod
 from dp4tl_ray.specs.pretraining import Pretrained
 from dp4tl_ray.specs.steps import DataStep, PretrainStep, ScoreStep, SurrogateStep
 from dp4tl_ray.store import Store
 
 FILE = "fingerprints.json"
-Files = OnDisk | ScoresFile | Pretrained
+Files = OnDisk | ScoresFile | Given | Pretrained
 """What is read from files that a study names."""
 
 
@@ -46,9 +46,9 @@ class Contents:
                 return scorer_version(name)
             case OnDisk():
                 return self._look(thing, role, lambda: fingerprint(thing, role), is_absent(thing))
-            case ScoresFile(path=path):
+            case ScoresFile(path=path) | Given(path=path):
                 gone = not os.path.exists(path)
-                return self._look(thing, role, lambda: file_fingerprint(path), gone)
+                return self._look(thing, role, lambda: file_fingerprint(path, thing.method), gone)
             case Pretrained():
                 gone = is_file(thing) and not os.path.exists(thing.weights)
                 return self._look(thing, role, lambda: pretrained_fingerprint(thing), gone)
@@ -102,7 +102,7 @@ def remember(plan: Plan, store: Store) -> None:
         match step.spec:
             case DataStep(dataset=OnDisk() as folder, role=role, fingerprint=seen):
                 known[_key(folder, role)] = seen
-            case ScoreStep(method=ScoresFile() as scores, fingerprint=seen):
+            case ScoreStep(method=ScoresFile() | Given() as scores, fingerprint=seen):
                 known[_key(scores, "source")] = seen
             case SurrogateStep(surrogate=Pretrained() as weights, fingerprint=seen):
                 known[_key(weights, "source")] = seen

@@ -20,6 +20,7 @@ from dp4tl_ray.runners.board import Board, More, Tasks, tasks_of
 from dp4tl_ray.runners.journal import Follower, Journal
 from dp4tl_ray.runners.progress import Display
 from dp4tl_ray.runners.status import StatusFile
+from dp4tl_ray.scoring.given import check_lists
 from dp4tl_ray.specs.adversarial import AutoAttackRobustness
 from dp4tl_ray.specs.data import HuggingFace, OnDisk, located
 from dp4tl_ray.specs.load import StudyError
@@ -76,14 +77,16 @@ def plan_study(
 
     Raises:
         DatasetError: A folder of pictures is missing or empty.
-        ScorerError: A plug-in is not installed, or a file of scores or weights not there.
-        StudyError: A queue of keys is too long for the source, or a package is not installed.
+        ScorerError: A plug-in is not installed, or a file of scores, examples or weights not there.
+        StudyError: A queue of keys is too long for the source, a list of examples too short for a
+            ratio, or a package is not installed.
     """
     if absent is None:
         check_packages(study)
     known = remembered(store, study.name) if store else {}
     plan = make_plan(study, Contents(known, absent))
     check_queues(study, absent)
+    check_lists(study, absent)
     last = STAGES.index(until)
     ends = {k for c in plan.cells for k in c.steps.values()}
     wanted = frozenset[str]().union(

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from dp4tl_ray.cli import main
+from dp4tl_ray.cli import SCHEMA_NAMES, main
 from dp4tl_ray.results import read_results
 from tests.conftest import study_data, supervised
 
@@ -65,7 +65,7 @@ def test_help_teaches_every_verb() -> None:
     command = [sys.executable, "-m", "dp4tl_ray", "--help"]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "plan" in answer.stdout
-    for verb in ("plan", "run", "report", "data", "wandb-sweep", "schema", "list"):
+    for verb in ("plan", "run", "report", "data", "export", "wandb-sweep", "schema", "list"):
         assert dp4tl(verb, "--help").returncode == 0
 
 
@@ -82,7 +82,7 @@ def test_list_says_what_there_is(what: str) -> None:
 
 
 def test_schema_prints_the_committed_files() -> None:
-    for name in ("study", "manifest", "result"):
+    for name in SCHEMA_NAMES:
         assert dp4tl("schema", name).stdout == Path(f"schemas/{name}.schema.json").read_text()
 
 
@@ -134,6 +134,29 @@ def test_until_prune_prints_the_kept_lists(study: Callable[..., Path], tmp_path:
     assert len(lists) == 2 and all(path.exists() for path in lists)
 
 
+def test_a_person_exports_a_subset(study: Callable[..., Path], tmp_path: Path) -> None:
+    path, store = study(), tmp_path / "s"
+    asked = ("export", path, "--store", store, "--method", "label_mapping", "--format", "npy")
+    assert "there is no store" in dp4tl(*asked).stderr
+    store.mkdir()
+    answer = dp4tl(*asked, "--set", "seeds=[0, 7]", "--seed", "7")
+    assert answer.returncode == 2 and answer.stdout == ""
+    command = f"dp4tl run {path} --store={store} --until=prune '--set=seeds=[0, 7]'"
+    assert answer.stderr.splitlines() == [
+        "prune label_mapping-r0.5-s7 is not done yet; this does it:",
+        f"  {command}",
+    ]
+    assert dp4tl("run", path, f"--store={store}", "--until=prune", "--local").returncode == 0
+    answer = dp4tl(*asked)  # one ratio, one target, the first seed
+    assert answer.returncode == 0, answer.stderr
+    said, where, use = answer.stdout.splitlines()
+    assert said.startswith("label_mapping at 0.5 for image_folder(")
+    assert said.endswith("seed 0: 72 of 144 examples, of 3 classes")
+    assert (Path(where) / "kept.npy").is_file()
+    assert Path(where).is_relative_to(store / "studies" / "tiny" / "exports")
+    assert use.startswith("use: torch.utils.data.Subset")
+
+
 def test_set_overrides_and_is_checked(study: Callable[..., Path], tmp_path: Path) -> None:
     path = study()
     answer = dp4tl("plan", path, "--store", tmp_path / "s", "--json", "--set", "seeds=[0, 1]")
@@ -150,6 +173,12 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"targets": ["handwriten_digits"]}, "did you mean 'handwritten_digits'"),
     ({"methods": [{"method": "plugin", "scorer": "nobodys"}]}, "'nobodys' is not installed"),
     ({"methods": [{"method": "scores_file", "path": "/no.npz"}]}, "/no.npz: No such file"),
+    ({"methods": [{"method": "given", "path": "/no.txt"}]}, "given /no.txt: No such file"),
+    ({"methods": [{"method": "given", "path": "x", "select": "ccs"}]}, "'ccs' is not known"),
+    (
+        {"methods": [{"method": "random_classes", "within": {"method": "given", "path": "x"}}]},
+        "given keeps a list as it is, and orders no units",
+    ),
     ({"seeds": [0, 0]}, "repeats an earlier entry"),
     ({"seeds": []}, "at least one"),
     ({"seeds": "0"}, "list"),

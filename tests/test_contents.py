@@ -8,7 +8,7 @@ import pytest
 from dp4tl_ray.contents import Contents, remember
 from dp4tl_ray.scoring.elsewhere import ScorerError
 from dp4tl_ray.specs.data import ImageFolder
-from dp4tl_ray.specs.example_methods import ScoresFile
+from dp4tl_ray.specs.example_methods import Given, ScoresFile
 from dp4tl_ray.specs.network import TorchvisionResNet
 from dp4tl_ray.specs.pretraining import Pretrained
 from dp4tl_ray.specs.study import Study
@@ -20,10 +20,11 @@ from tests.data.copies import TORCHVISION
 @pytest.mark.parametrize(("thing", "key"), [
     (Pretrained(network=TorchvisionResNet(arch="resnet18"), weights="gone"), "source gone"),
     (ScoresFile(path="gone"), "source gone"),
+    (Given(path="gone"), "source gone"),
     (ImageFolder(path="gone"), 'source {"dataset":"image_folder","exclude":null,"path":"gone"}'),
 ])  # fmt: skip
 def test_what_is_gone_is_what_it_was_when_the_study_ran(
-    thing: Pretrained | ScoresFile | ImageFolder,
+    thing: Pretrained | ScoresFile | Given | ImageFolder,
     key: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -23,6 +23,7 @@ RINGS = {
     "search": 4,
     "report": 4,
     "samples": 4,
+    "export": 5,
     "checkup": 4,
     "warm": 5,
     "triage": 5,

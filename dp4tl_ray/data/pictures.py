@@ -41,7 +41,8 @@ class Pictures:
         return len(self.ids)
 
     @property
-    def _one_each(self) -> bool:
+    def one_file_each(self) -> bool:
+        """Whether every picture is a file."""
         return len(self.files) == len(self.ids)
 
     def rows(self, split: Split) -> npt.NDArray[np.int64]:
@@ -50,7 +51,7 @@ class Pictures:
 
     def place(self, row: int) -> str:
         """Name a picture in a message: its file, if it has one of its own."""
-        return self.files[row] if self._one_each else self.ids[row]
+        return self.files[row] if self.one_file_each else self.ids[row]
 
     def take(self, rows: npt.NDArray[np.int64]) -> "Pictures":
         """Return some of the pictures, with all class names."""
@@ -60,7 +61,7 @@ class Pictures:
             labels=self.labels[rows],
             splits=self.splits[rows],
             read=lambda i: self.read(int(rows[i])),
-            files=[self.files[row] for row in rows] if self._one_each else self.files,
+            files=[self.files[row] for row in rows] if self.one_file_each else self.files,
             groups=None if self.groups is None else self.groups[rows],
         )
 

@@ -70,7 +70,7 @@ def checked_scores(scores: Any, num_examples: int, whose: str) -> Floats:
     return array
 
 
-def file_fingerprint(path: str, whose: str = "scores_file") -> str:
+def file_fingerprint(path: str, whose: str) -> str:
     """Return the checksum of a file.
 
     Raises:

@@ -43,21 +43,40 @@ def select(
     Raises:
         ValueError: The rule cannot be applied to these scores, or keeps nothing.
     """
+    if isinstance(rule, WholeUnits):
+        return kept_whole_units(scores, pruning_ratio)
+    order = order_of_examples(rule, scores, labels, embedding, rng, limit_bytes)
+    return kept_prefix(order, pruning_ratio)
+
+
+def order_of_examples(
+    rule: AnySelector,
+    scores: Scores,
+    labels: Ints,
+    embedding: Embedding | None,
+    rng: np.random.Generator,
+    limit_bytes: float,
+) -> Ints:
+    """Return the rows of the source in the order in which a rule wants them, (N,).
+
+    Every rule keeps the first rows of it; `whole_units` as many as whole units have.
+
+    Raises:
+        ValueError: The rule cannot be applied to these scores.
+    """
     match rule:
-        case WholeUnits():
-            return kept_whole_units(scores, pruning_ratio)
-        case Top():
-            order = top_order(scores)
+        case Top() | WholeUnits():
+            return top_order(scores)
         case Stratified():
-            order = stratified_order(scores, labels)
+            return stratified_order(scores, labels)
         case Quota(alpha=alpha):
             # a unit without examples has no mass
             mass = np.where(np.isneginf(scores.score_U), 0.0, scores.score_U)
-            order = quota_order(replace(scores, score_U=mass), alpha)
+            return quota_order(replace(scores, score_U=mass), alpha)
         case Gumbel(temperature=temperature):
-            order = gumbel_order(scores, rng, temperature=temperature)
+            return gumbel_order(scores, rng, temperature=temperature)
         case CoverageCentric(hardest=hardest, num_strata=num_strata):
-            order = ccs_order(scores.score_U, rng, hardest=hardest, num_strata=num_strata)
+            return ccs_order(scores.score_U, rng, hardest=hardest, num_strata=num_strata)
         case MessagePassing(num_neighbors=num_neighbors, gamma=gamma, scope=scope):
             assert embedding is not None
             neighbors, squares = neighbor_graph(
@@ -66,10 +85,9 @@ def select(
                 num_neighbors=num_neighbors,
                 limit_bytes=limit_bytes,
             )
-            order = d2_order(_percentiles(scores), neighbors, squares, gamma_reverse=gamma)
+            return d2_order(_percentiles(scores), neighbors, squares, gamma_reverse=gamma)
         case _:
             assert_never(rule)
-    return kept_prefix(order, pruning_ratio)
 
 
 def _percentiles(scores: Scores) -> Floats:

@@ -270,6 +270,27 @@ def located(dataset: D, root: str) -> D:
     return dataset.model_copy(update=below)
 
 
+COOP = {
+    "OxfordPets": "oxford_iiit_pet",
+    "StanfordCars": "stanford_cars",
+    "OxfordFlowers": "flowers102",
+    "Food101": "food101",
+    "SUN397": "sun397",
+    "DescribableTextures": "dtd",
+    "EuroSAT": "eurosat",
+    "UCF101": "ucf101",
+}
+"""Name of a split file of CoOp, split_zhou_NAME.json -> the dataset that it splits."""
+
+
+def known_as(dataset: Dataset) -> str:
+    """Return what a dataset is known as: a split of CoOp, as the dataset that it splits."""
+    if isinstance(dataset, CoOp):
+        name = os.path.basename(dataset.path).removeprefix("split_zhou_").removesuffix(".json")
+        return COOP.get(name, dataset.dataset)
+    return dataset.dataset
+
+
 def channels(dataset: Dataset) -> int:
     """Return the number of channels of a dataset's images."""
     return dataset.channels if isinstance(dataset, OnDisk) else 1

@@ -217,6 +217,23 @@ class ScoresFile(ExampleMethod):
     """File that every machine can read; its content is part of the identity."""
 
 
+class Given(ExampleMethod):
+    """Keep a list that comes from elsewhere, such as `dp4tl export` writes; its first examples are
+    the most wanted.
+
+    A ratio r keeps the first round((1 - r) N) of the list, N the examples of the source. A list
+    that is shorter than that is refused; one of exactly this length is kept as it is.
+    """
+
+    method: Literal["given"] = "given"
+    path: Annotated[str, Field(min_length=1)]
+    """File that every machine can read: .txt of ids, one per line; .csv with a column id, or else
+    index; .npy of indices into the source's order; .json of `dp4tl export --format dp4tl`. Its
+    content is part of the identity."""
+    select: Annotated[Top, BareName("rule")] = Top()
+    """The list is the order."""
+
+
 class ExamplePlugin(TargetAwareExampleMethod):
     """A scorer of another package, found through the entry point group `dp4tl_ray.scorers`."""
 
@@ -250,6 +267,7 @@ AnyExampleMethod = (
     | DSIR
     | GradientMatching
     | ScoresFile
+    | Given
     | ExamplePlugin
 )
 Within = Annotated[AnyExampleMethod, Field(discriminator="method"), BareName("method")]

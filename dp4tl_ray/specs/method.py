@@ -18,6 +18,7 @@ from dp4tl_ray.specs.example_methods import (
     ExamplePlugin,
     FacilityLocation,
     Forgetting,
+    Given,
     GradientMatching,
     GraNd,
     Herding,
@@ -68,7 +69,7 @@ def needs(method: AnyMethod) -> frozenset[Need]:
 
 def _own_needs(method: AnyMethod) -> frozenset[Need]:
     match method:
-        case RandomClasses() | RandomExamples() | ScoresFile():
+        case RandomClasses() | RandomExamples() | ScoresFile() | Given():
             return frozenset()
         case Forgetting() | AUM() | DynUnc():
             return frozenset({"dynamics"})
@@ -171,6 +172,8 @@ def contradiction(method: AnyMethod) -> str:
         if isinstance(method, LabelMapping) and method.keep == "lowest":
             return "quota keeps in proportion to the mass, lowest against it"
     if isinstance(method, UnitMethod) and (within := method.within) is not None:
+        if isinstance(within, Given):
+            return "given keeps a list as it is, and orders no units; scores_file can stand within"
         if within.select != type(within).model_fields["select"].default:
             return "within only orders the examples of a unit; write select outside of it"
         if within.surrogate is not None:

@@ -24,6 +24,10 @@ class TorchvisionResNet(Spec):
     small_images: bool = False
     """Replace the 7x7 stride-2 stem and its pooling by a 3x3 convolution, for images of 16 to 64
     pixels."""
+    blurpool: bool = False
+    """Blur what a convolution with a stride reads, so that no pattern between its samples passes
+    for another (Zhang 2019): by [1 2 1] x [1 2 1] / 16 before each that has at least 16 input
+    channels, which is all but the stem, as ffcv-imagenet does. Weights keep their names."""
 
 
 class VisionTransformer(Spec):

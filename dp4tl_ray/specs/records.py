@@ -6,6 +6,8 @@ from pydantic import Field
 
 from dp4tl_ray.specs.adversarial import Norm
 from dp4tl_ray.specs.base import Count, Fraction, Listed, Spec
+from dp4tl_ray.specs.data import Source
+from dp4tl_ray.specs.method import Method
 from dp4tl_ray.specs.steps import Stage, StepSpec
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -53,6 +55,54 @@ class Manifest(Spec):
     """Versions of what could change the result: python, torch, numpy, this package."""
     resumed: bool = False
     """Whether the step continued from a checkpoint."""
+
+
+ExportFormat = Literal["npy", "txt", "csv", "imagefolder-symlinks", "ffcv-indices", "hf", "dp4tl"]
+
+
+class Export(Spec):
+    """Record of a subset that was written for other code; it knows no time and no machine, so that
+    equal exports have equal records."""
+
+    study: str
+    """Study that chose the subset."""
+    source: Source
+    """Dataset of which it is a part."""
+    source_fingerprint: str
+    """Names the content of its files; empty for embedded ones."""
+    num_source: Annotated[int, Field(ge=0)]
+    """Examples of the source."""
+    target: str
+    """Dataset that it was chosen for, as in results; `any` where the method knows of none, `all`
+    where one subset serves all targets of the study."""
+    method: Method
+    """Pruning method."""
+    method_label: str
+    """The same, as in results."""
+    pruning_ratio: Fraction
+    """Share of source examples removed."""
+    seed: int
+    """Seed of the repetition."""
+    num_kept: Annotated[int, Field(ge=0)]
+    """Examples kept."""
+    num_classes_kept: Annotated[int, Field(ge=0)]
+    """Classes of which at least one example is kept."""
+    subset_digest: Sha256
+    """sha256 of the kept indices, as in results."""
+    source_digest: Sha256
+    """Identity of the step that read the source."""
+    score_digest: Sha256
+    """Identity of the scores."""
+    prune_digest: Sha256
+    """Identity of the step that chose the subset."""
+    format: ExportFormat
+    """What the files are."""
+    order: str
+    """In which order the files list the examples."""
+    files: dict[str, File]
+    """File name -> checksum and size."""
+    use: str
+    """How to read it, in one line of code."""
 
 
 class Hyperparameters(Spec):

@@ -9,10 +9,15 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema
 
 from dp4tl_ray.specs.base import Spec
-from dp4tl_ray.specs.records import Manifest, Result
+from dp4tl_ray.specs.records import Export, Manifest, Result
 from dp4tl_ray.specs.study import Study
 
-SCHEMAS: dict[str, type[Spec]] = {"study": Study, "manifest": Manifest, "result": Result}
+SCHEMAS: dict[str, type[Spec]] = {
+    "study": Study,
+    "manifest": Manifest,
+    "result": Result,
+    "export": Export,
+}
 """Name of the schema -> its record; `schemas/NAME.schema.json` is the committed copy."""
 
 

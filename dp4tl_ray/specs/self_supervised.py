@@ -4,11 +4,11 @@ Defaults follow the papers' recipes for ImageNet. Small images want no blur, a s
 smaller heads.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from dp4tl_ray.specs.base import Count, NotNegative, Positive, Spec
+from dp4tl_ray.specs.base import Count, NotNegative, Positive
 from dp4tl_ray.specs.network import BatchNorm
 from dp4tl_ray.specs.training import Augmentation, Budget, Optimizer, Schedule, Training
 
@@ -33,7 +33,6 @@ BYOL_SECOND_VIEW = BYOL_VIEW.model_copy(update={"blur": 0.1, "solarize": 0.2})
 VICREG_VIEW = BYOL_VIEW.model_copy(update={"blur": 0.5, "solarize": 0.1})
 MOCO_V3_VIEW = BYOL_VIEW.model_copy(update={"crop": 0.2})
 MOCO_V3_SECOND_VIEW = BYOL_SECOND_VIEW.model_copy(update={"crop": 0.2})
-COMPLETED = ("optimizer", "schedule", "augmentation", "second_augmentation", "batch_norm")
 WARM_COSINE = Schedule(name="cosine", warmup=0.1)
 
 
@@ -43,25 +42,7 @@ keys of its own image among the negatives too often, and the more so the more is
 
 
 class SelfSupervised(Training):
-    """What all objectives on two views of an image have in common; they read no label.
-
-    What a study leaves out of `optimizer`, `schedule`, `augmentation`, `second_augmentation` and
-    `batch_norm` is the objective's own default.
-    """
-
-    @model_validator(mode="before")
-    @classmethod
-    def _keep_own_defaults(cls, data: Any) -> Any:
-        """Complete records that are written in part by what this objective has there."""
-        if not isinstance(data, dict):
-            return data
-        own = {name: cls.model_fields[name].default for name in COMPLETED}
-        completed = {
-            name: {**default.model_dump(), **data[name]}
-            for name, default in own.items()
-            if isinstance(default, Spec) and isinstance(data.get(name), dict)
-        }
-        return {**data, **completed}
+    """What all objectives on two views of an image have in common; they read no label."""
 
     schedule: Schedule = WARM_COSINE
     """Learning rate over the budget."""

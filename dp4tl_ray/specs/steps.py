@@ -80,7 +80,7 @@ class ScoreStep(Spec):
     method: Method
     """Pruning method; how it selects is left to the prune step."""
     fingerprint: str = ""
-    """Version of a plug-in, or checksum of a file of scores."""
+    """Version of a plug-in, or checksum of a file of scores or of a list."""
     seed: int
     """Seed of random methods and of the order within units."""
 

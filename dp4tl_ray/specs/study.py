@@ -7,7 +7,7 @@ from pydantic_core import PydanticCustomError
 
 from dp4tl_ray.specs.adversarial import Adversarial, Attacked, Checks, Free, Standard
 from dp4tl_ray.specs.base import Axis, Count, Natural, Spec, Whole
-from dp4tl_ray.specs.data import OnDisk, Source, Target, channels
+from dp4tl_ray.specs.data import OnDisk, Source, Target, channels, known_as
 from dp4tl_ray.specs.method import AnyMethod, Method, contradiction, demands, within
 from dp4tl_ray.specs.network import AnyNetwork, SmallResNet, TorchvisionResNet, problem
 from dp4tl_ray.specs.pretraining import (
@@ -23,7 +23,7 @@ from dp4tl_ray.specs.pretraining import (
 )
 from dp4tl_ray.specs.self_supervised import MoCoV2, SelfSupervised
 from dp4tl_ray.specs.training import Recipe, Resolution, Training
-from dp4tl_ray.specs.transfer import KNN, LinearProbe, Transfer
+from dp4tl_ray.specs.transfer import KNN, LinearProbe, Transfer, unknown_target
 from dp4tl_ray.specs.unit_methods import Counterfactual
 
 PruningRatio = Annotated[float, Field(ge=0, lt=1)]
@@ -133,8 +133,8 @@ class Study(Spec):
     seeds: Axis[Seed] = (0,)
     """Axis: a seed varies target draw, surrogate, selection, pretraining and transfer together."""
     robustness: Checks = ()
-    """Attacks on the test images after linear_probe and full_finetune; empty measures clean
-    accuracy alone."""
+    """Attacks on the test images after linear_probe, full_finetune and dp4tl_full_finetune; empty
+    measures clean accuracy alone."""
     search: Literal["grid", "lossless"] = "grid"
     """grid runs every pruning ratio. lossless finds, per method and target, the largest of them
     whose loss against the full source stays below report.margin, by bisection: few ratios run. It
@@ -165,6 +165,10 @@ class Study(Spec):
         if isinstance(self.source, OnDisk) and self.source.shots is not None:
             raise _rule("source", "shots are drawn from targets; a source is pruned instead")
         self._targets_match_source()
+        for n, transfer in enumerate(self.transfers, start=1):
+            for target in self.targets:
+                if problem := unknown_target(transfer, known_as(target)):
+                    raise _rule("transfers", f"{transfer.transfer}: {problem}", n)
         for n, method in enumerate(self.methods, start=1):
             if problem := contradiction(method):
                 raise _rule("methods", f"{method.method}: {problem}", n)

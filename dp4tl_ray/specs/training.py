@@ -116,6 +116,9 @@ class Augmentation(Spec):
     """Probability that all pixels above one half are inverted."""
 
 
+COMPLETED = ("optimizer", "schedule", "augmentation", "second_augmentation", "batch_norm")
+
+
 class Resolution(Spec):
     """Progressive resizing: training images grow, and are read whole in the end.
 
@@ -141,7 +144,25 @@ class Resolution(Spec):
 
 
 class Training(Spec, json_schema_extra=_require_tags):
-    """What every training of a network has. Defaults are those of the paper's 16-epoch recipe."""
+    """What every training of a network has. Defaults are those of the paper's 16-epoch recipe.
+
+    What a study leaves out of `optimizer`, `schedule`, `batch_norm` and the augmentations is the
+    objective's own default.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_own_defaults(cls, data: Any) -> Any:
+        """Complete records that are written in part by what this objective has there."""
+        if not isinstance(data, dict):
+            return data
+        own = {n: field.default for n, field in cls.model_fields.items() if n in COMPLETED}
+        completed = {
+            name: {**default.model_dump(), **data[name]}
+            for name, default in own.items()
+            if isinstance(default, Spec) and isinstance(data.get(name), dict)
+        }
+        return {**data, **completed}
 
     network: Network = SmallResNet()
     """Architecture."""

@@ -12,6 +12,9 @@ from dp4tl_ray.specs.training import Augmentation
 DECADES = tuple(float(f"1e{exponent}") for exponent in range(-6, 6))
 
 
+TestTimeAugmentation = Literal["none", "flip"]
+
+
 class LinearProbe(Spec):
     """A linear classifier of frozen features.
 
@@ -38,6 +41,15 @@ class LinearProbe(Spec):
     Salman et al. 2020 probe in train mode instead, where statistics follow the latest batches over
     all epochs, and the probe trains on features normalised batch by batch."""
 
+    tta: TestTimeAugmentation = "none"
+    """flip averages the logits of each validation and test image and its mirror image."""
+
+    @model_validator(mode="after")
+    def _is_trained_on_images_as_they_are(self) -> "LinearProbe":
+        if self.tta == "flip" and self.refit_on_val:
+            raise _rule("tta", "flip averages validation images, which refit_on_val trains on")
+        return self
+
     @model_validator(mode="after")
     def _adam_has_no_penalty(self) -> "LinearProbe":
         if self.solver == "adam" and self.l2 != DECADES:
@@ -50,12 +62,7 @@ class FullFinetune(Spec):
 
     Learning rate and weight decay are chosen together on validation; ties go to the smaller rate,
     then to the smaller decay. Beside `pretraining: none` this is training from scratch, the
-    control.
-
-    The paper's code trains 200 epochs in batches of 128 with flips and random crops (`crop: 0.08`),
-    without choice: by adam, lr 1e-4 and weight_decay 0, on CIFAR-10, CIFAR-100, DTD, Flowers102,
-    OxfordPets and UCF101; by sgd, lr 0.1, momentum 0.9 and weight_decay 5e-4, on Food101,
-    StanfordCars, SUN397 and Waterbirds.
+    control. The paper's code chooses nothing: `dp4tl_full_finetune`.
     """
 
     transfer: Literal["full_finetune"] = "full_finetune"
@@ -81,6 +88,63 @@ class FullFinetune(Spec):
     """Random changes of the training images."""
     adversarial: Adversarial = Standard()
     """Adversarial finetuning; none trains on the images as they are."""
+    tta: TestTimeAugmentation = "none"
+    """flip averages the logits of each validation and test image and its mirror image."""
+
+
+PaperOptimizer = Literal["by_target", "adam", "sgd"]
+PAPER_OPTIMIZERS: dict[str, Literal["adam", "sgd"]] = {
+    **dict.fromkeys(("cifar10", "cifar100", "dtd", "flowers102", "oxford_iiit_pet"), "adam"),
+    **dict.fromkeys(("food101", "stanford_cars", "sun397", "waterbirds"), "sgd"),
+    "ucf101": "adam",
+}
+"""Dataset -> what the paper's code finetunes by (configs/imagenet_transfer_to_downstream)."""
+PAPER_RATES = {"adam": (1e-4, 0.0), "sgd": (0.1, 5e-4)}
+"""Learning rate and weight decay of either."""
+
+
+class DP4TLFullFinetune(Spec):
+    """Full finetuning by the recipe of the paper's code, without any choice; last epoch.
+
+    Batches of 128, random crops of 8 to 100 % of the area and flips, and a learning rate that falls
+    along a cosine: by adam from 1e-4 without weight decay, or by sgd from 0.1 with momentum 0.9 and
+    weight decay 5e-4. Not as there: the test split is looked at once, after the last epoch
+    (`dp4tl_asis` reports the best of all epochs, as the code does); the head is new; momentum is
+    Nesterov's; images have the source's size, there 224 pixels, and 160 for CIFAR.
+    """
+
+    transfer: Literal["dp4tl_full_finetune"] = "dp4tl_full_finetune"
+    optimizer: PaperOptimizer = "by_target"
+    """by_target takes the code's own for each target: adam for cifar10, cifar100, dtd, flowers102,
+    oxford_iiit_pet and ucf101, sgd for food101, stanford_cars, sun397 and waterbirds. For others it
+    has none: say which."""
+    epochs: Count = 200
+    """Passes over the target's train images."""
+
+
+def unknown_target(transfer: "AnyTransfer", dataset: str) -> str:
+    """Say why a transfer has no optimizer for a dataset; empty if it has one."""
+    asks = getattr(transfer, "optimizer", None) == "by_target"
+    if not asks or dataset in PAPER_OPTIMIZERS:
+        return ""
+    return (
+        f"optimizer by_target: the paper's code does not finetune on {dataset}; write optimizer: "
+        f"adam or sgd (it knows {', '.join(sorted(PAPER_OPTIMIZERS))})"
+    )
+
+
+def paper_finetune(optimizer: PaperOptimizer, dataset: str, epochs: int) -> FullFinetune:
+    """Return the paper's full finetuning on a dataset, as one pair to choose from."""
+    name = PAPER_OPTIMIZERS[dataset] if optimizer == "by_target" else optimizer
+    lr, weight_decay = PAPER_RATES[name]
+    return FullFinetune(
+        optimizer=name,
+        lrs=(lr,),
+        weight_decays=(weight_decay,),
+        epochs=epochs,
+        batch_size=128,
+        augmentation=Augmentation(crop=0.08, flip=True),
+    )
 
 
 class KNN(Spec):
@@ -102,25 +166,26 @@ class DP4TLAsIs(Spec):
 
     It looks at the test split after every epoch and reports the best of these accuracies, so that
     its numbers are too high; every other protocol looks at the test split once. Validation images
-    are not used. It trains as `solver: adam` of linear_probe does, or with the presets in
-    full_finetune. The code reuses the first outputs of the pretrained head for the target's
-    classes; here the head is new, because a compact head may have fewer outputs than the target
-    has classes. Its SGD has plain momentum, ours Nesterov's.
+    are not used. It trains as `solver: adam` of linear_probe does, or as dp4tl_full_finetune. The
+    code reuses the first outputs of the pretrained head for the target's classes; here the head is
+    new, because a compact head may have fewer outputs than the target has classes. Its SGD has
+    plain momentum, ours Nesterov's.
     """
 
     transfer: Literal["dp4tl_asis"] = "dp4tl_asis"
     mode: Literal["linear_probe", "full_finetune"] = "linear_probe"
     """What is trained."""
-    optimizer: Literal["adam", "sgd"] = "adam"
-    """Preset; a linear probe is always trained by adam. For full_finetune the code takes sgd on
-    Food101, StanfordCars, SUN397 and Waterbirds."""
+    optimizer: PaperOptimizer = "adam"
+    """As in dp4tl_full_finetune; a linear probe is always trained by adam."""
     epochs: Count | None = None
     """Passes over the target's train images; null takes 50 (probe) or 200, as the code does."""
 
     @model_validator(mode="after")
     def _probe_takes_adam(self) -> "DP4TLAsIs":
         if self.mode == "linear_probe" and self.optimizer != "adam":
-            raise _rule("optimizer", "mode: linear_probe is trained by adam; sgd is for finetuning")
+            raise _rule(
+                "optimizer", "mode: linear_probe is trained by adam; others are for finetuning"
+            )
         return self
 
 
@@ -129,5 +194,5 @@ def _rule(field: str, message: str) -> PydanticCustomError:
     return PydanticCustomError("cross_field", "{message}", {"message": message, "field": field})
 
 
-AnyTransfer = LinearProbe | FullFinetune | KNN | DP4TLAsIs
+AnyTransfer = LinearProbe | FullFinetune | DP4TLFullFinetune | KNN | DP4TLAsIs
 Transfer = Annotated[AnyTransfer, Field(discriminator="transfer"), BareName("transfer")]

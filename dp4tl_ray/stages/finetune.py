@@ -13,7 +13,15 @@ import numpy.typing as npt
 from dp4tl_ray.data.draws import Rows, draw_target
 from dp4tl_ray.specs.adversarial import robust_key
 from dp4tl_ray.specs.steps import FinetuneStep
-from dp4tl_ray.specs.transfer import KNN, AnyTransfer, DP4TLAsIs, FullFinetune, LinearProbe
+from dp4tl_ray.specs.transfer import (
+    KNN,
+    AnyTransfer,
+    DP4TLAsIs,
+    DP4TLFullFinetune,
+    FullFinetune,
+    LinearProbe,
+    paper_finetune,
+)
 from dp4tl_ray.stages.bench import Job, Metrics, StageError, images_of, num_classes
 from dp4tl_ray.stages.transfers.asis import dp4tl_asis
 from dp4tl_ray.stages.transfers.frozen import knn, linear_probe
@@ -88,6 +96,8 @@ def _transfer(spec: AnyTransfer, task: Task) -> Outcome:
             return knn(spec, task)
         case FullFinetune():
             return full_finetune(spec, task)
+        case DP4TLFullFinetune(optimizer=optimizer, epochs=epochs):
+            return full_finetune(paper_finetune(optimizer, task.dataset, epochs), task)
         case DP4TLAsIs():
             return dp4tl_asis(spec, task)
         case _:

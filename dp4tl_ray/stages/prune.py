@@ -3,8 +3,11 @@
 import numpy as np
 import numpy.typing as npt
 
+from dp4tl_ray.algorithms.selection import Scores
+from dp4tl_ray.scoring.given import shortage
 from dp4tl_ray.scoring.select import select
-from dp4tl_ray.specs.steps import PruneStep
+from dp4tl_ray.specs.example_methods import Given
+from dp4tl_ray.specs.steps import PruneStep, ScoreStep
 from dp4tl_ray.stages.bench import Job, Metrics, StageError, free_memory, num_classes
 from dp4tl_ray.stages.score import embedding, load_scores
 from dp4tl_ray.store import Artifact
@@ -19,6 +22,7 @@ def run_prune(spec: PruneStep, job: Job) -> Metrics:
         raise StageError(
             f"the scores are of {len(scores.unit_of_N)} examples, the source has {len(labels)}"
         )
+    _check_list(score, scores, spec.pruning_ratio)
     features = embedding(job.inputs.get("source_embedding"))
     rng = np.random.default_rng(seed_for(spec.seed, "select"))
     try:
@@ -39,6 +43,16 @@ def run_prune(spec: PruneStep, job: Job) -> Metrics:
         votes = np.asarray(score.array("votes_U"))
         metrics["unvoted_share"] = float((votes[np.unique(scores.unit_of_N[kept])] == 0).mean())
     return metrics
+
+
+def _check_list(score: Artifact, scores: Scores, pruning_ratio: float) -> None:
+    """Refuse a list of examples that a ratio keeps more than all of."""
+    spec = score.manifest.spec
+    assert isinstance(spec, ScoreStep)
+    if isinstance(spec.method, Given):
+        listed = int(np.isfinite(scores.score_U).sum())
+        if problem := shortage(spec.method.path, listed, len(scores.score_U), pruning_ratio):
+            raise StageError(problem)
 
 
 def load_kept(pruned: Artifact | None, num_source: int) -> npt.NDArray[np.int64]:

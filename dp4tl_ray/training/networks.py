@@ -38,6 +38,9 @@ class Classifier(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
     head: nn.Linear | None
+    mirrored = False
+    """Whether features are means over an image and its mirror image, as some are tested; logits,
+    which are affine in them, are then such means too."""
 
     def __init__(self, backbone: nn.Module, num_features: int, num_classes: int) -> None:
         super().__init__()
@@ -57,7 +60,7 @@ class Classifier(nn.Module):
         """
         normalised: Tensor = (pixels_NCHW - self.pixel_mean) / self.pixel_std
         features: Tensor = self.backbone(normalised)
-        return features
+        return (features + self.backbone(normalised.flip(3))) / 2 if self.mirrored else features
 
     def logits(self, features: Tensor) -> Tensor:
         """Return the head's output for features, (N, num_classes)."""
@@ -85,6 +88,37 @@ class EveryOther(nn.Module):
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Return (N, C, ceil(H / stride), ceil(W / stride))."""
         return x_NCHW[:, :, :: self.stride, :: self.stride]
+
+
+class BlurredConv2d(nn.Conv2d):
+    """A convolution of its input blurred by [1 2 1] x [1 2 1] / 16, channel by channel.
+
+    Beyond the edges are zeros, as they are to the convolution itself.
+    """
+
+    blur: Tensor
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        """Take the place of a convolution without bias, and its weight."""
+        sizes = conv.kernel_size, conv.stride, conv.padding
+        super().__init__(conv.in_channels, conv.out_channels, *sizes, bias=False)  # type: ignore[arg-type]
+        self.weight = conv.weight
+        binomial_3 = torch.tensor([0.25, 0.5, 0.25])
+        blur_33 = binomial_3[:, None] * binomial_3
+        blur = blur_33.repeat(conv.in_channels, 1, 1, 1)
+        self.register_buffer("blur", blur, persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Blur (N, C, H, W), then convolve."""
+        return super().forward(F.conv2d(input, self.blur, padding=1, groups=self.in_channels))
+
+
+def _blur_strides(net: nn.Module) -> None:
+    """Blur before every convolution with a stride, but for a stem's few channels."""
+    for module in list(net.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Conv2d) and child.stride > (1, 1) and child.in_channels >= 16:
+                setattr(module, name, BlurredConv2d(child))
 
 
 class ResidualBlock(nn.Module):
@@ -136,6 +170,8 @@ def _torchvision_resnet(
         net.maxpool = nn.Identity()
     elif channels != 3:
         net.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
+    if spec.blurpool:
+        _blur_strides(net)
     num_features: int = net.fc.in_features
     net.fc = nn.Identity()
     return net, num_features

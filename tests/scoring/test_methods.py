@@ -18,7 +18,7 @@ from dp4tl_ray.specs.unit_methods import UnitMethod
 from tests.scoring.world import PER_CLASS, C, N, inputs
 
 ADAPTER: TypeAdapter[AnyMethod] = TypeAdapter(Method)
-ELSEWHERE = {"plugin", "scores_file"}
+ELSEWHERE = {"plugin", "scores_file", "given"}
 VARIANTS: list[Any] = [
     {"method": "label_mapping", "temperature": 1.0},
     {"method": "label_mapping", "temperature": 0.1, "capacity": 2.0},

@@ -33,6 +33,7 @@ EMBEDDED: Study = {
         {"method": "feature_mapping", "clustering": {"num_clusters": 9}, "within": "herding"},
         {"method": "el2n", "select": {"rule": "ccs", "hardest": 0.2, "num_strata": 9}},
         {"method": "normsim", "combine": "soft_min", "norm": "2"},
+        {"method": "given", "path": "kept.json"},
         {"method": "plugin", "scorer": "mine", "options": {"a": 1, "b": "c", "d": True}},
         {
             "method": "counterfactual",
@@ -89,7 +90,7 @@ PICTURES: Study = {
     "pretraining": [
         {
             "objective": "supervised",
-            "network": {"arch": "resnet18", "small_images": True},
+            "network": {"arch": "resnet18", "small_images": True, "blurpool": True},
             "optimizer": {
                 "name": "adamw",
                 "lr": 1e-3,
@@ -101,10 +102,13 @@ PICTURES: Study = {
             "label_smoothing": 0.1,
         },
         {"objective": "supervised", "network": {"arch": "vit_b_16", "patch_size": 4}},
+        {"objective": "ffcv_rn18_16", "budget": {"epochs": 8}, "resolution": None},
         {"objective": "none"},
     ],
     "transfers": [
         {"transfer": "linear_probe", "l2": [0.1, 1], "refit_on_val": True, "batch_norm": "adapt"},
+        {"transfer": "linear_probe", "tta": "flip"},
+        {"transfer": "dp4tl_full_finetune", "optimizer": "sgd", "epochs": 3},
         {"transfer": "full_finetune", "batch_size": 8, "weight_decays": [0], "search": "halving"},
         {"transfer": "full_finetune", "optimizer": "adam", "momentum": 0},
         {"transfer": "linear_probe", "solver": "adam"},
@@ -148,11 +152,11 @@ TAGS = {
     "arch": ["resnet9", "resnet18", "resnet50", "resnet101", "vit_b_16"],
     "method": [
         *("random_classes", "random_examples", "label_mapping", "feature_mapping", "el2n"),
-        *("normsim", "tdds", "herding", "plugin", "counterfactual"),
+        *("normsim", "tdds", "herding", "plugin", "given", "counterfactual"),
     ],
     "rule": ["top", "whole_units", "quota", "gumbel", "stratified", "ccs", "d2"],
-    "objective": ["supervised", "none", "raw_pixels"],
-    "transfer": ["linear_probe", "full_finetune", "knn", "dp4tl_asis"],
+    "objective": ["supervised", "dp4tl_rn18_16", "ffcv_rn18_16", "none", "raw_pixels"],
+    "transfer": ["linear_probe", "full_finetune", "dp4tl_full_finetune", "knn", "dp4tl_asis"],
     "attack": ["pgd", "fgsm_rs", "n_fgsm", "free", "trades", "autoattack"],
 }
 TAG_OF = {name: tag for tag, names in TAGS.items() for name in names}

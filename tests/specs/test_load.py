@@ -56,6 +56,10 @@ def test_a_good_study_is_read(write: Write) -> None:
     assert study.pruning_ratios == (0.0, 0.5)
 
 
+BLURRED = (
+    "{objective: pretrained, network: {arch: resnet18, blurpool: true}, "
+    "weights: torchvision:V1, outputs: source}"
+)
 MISTAKES = [
     # (old, new, position, field path, fragments of the message, what is underlined)
     ("epochs: 3}\nseeds", "epohcs: 3}\nseeds", "9:12", "pretraining[0].budget.epohcs",
@@ -112,7 +116,7 @@ MISTAKES = [
     ("budget: {epochs: 3}}", "budget: {}}", "3:44", "surrogate.budget",
      ["give either epochs or examples_seen"], "{}"),
     ("{objective: supervised, budget: {epochs: 3}}", "3", "3:12", "surrogate",
-     ["must be a name or a record, got 3; allowed: byol, moco_v2"], "3"),
+     ["must be a name or a record, got 3; allowed: byol, dp4tl_rn101_16"], "3"),
     ("objective: supervised, budget: {epochs: 3}}", "objective: moco_v1}", "3:24",
      "surrogate.objective", ["'moco_v1' is not known; did you mean 'moco_v"], "moco_v1"),
     ("objective: supervised, budget: {epochs: 3}}", "objective: simclr}", "5:27", "methods[1]",
@@ -128,6 +132,8 @@ MISTAKES = [
      "objective: pretrained, network: resnet9, weights: torchvision:V1, outputs: source}",
      "3:12", "surrogate", ["are of torchvision's own networks, such as resnet18"],
      "{objective: pretrained, network: resnet9, weights: torchvision:V1, outputs: source}"),
+    ("objective: supervised, budget: {epochs: 3}}", BLURRED[1:], "3:12", "surrogate",
+     ["are of torchvision's own networks, such as resnet18"], BLURRED),
     ("objective: supervised, budget: {epochs: 3}}",
      "objective: pretrained, network: {arch: timm, name: a}, weights: timm, outputs: source}",
      "3:12", "surrogate", ["whose name says which, such as resnet18.a1_in1k"],
@@ -173,6 +179,13 @@ MISTAKES = [
      "{method: random_classes, within: {method: el2n, select: ccs}}"),
     ("[0, 1]", "[0, 1]\ntransfers: [{transfer: linear_probe, solver: adam, l2: [0.1]}]", "11:56",
      "transfers[0].l2", ["solver: adam has no penalty to choose: leave l2 out"], "[0.1]"),
+    ("[0, 1]", "[0, 1]\ntransfers: [{transfer: linear_probe, tta: flip, refit_on_val: true}]",
+     "11:43", "transfers[0].tta", ["averages validation images, which refit_on_val trains on"],
+     "flip"),
+    ("[0, 1]", "[0, 1]\ntransfers: [linear_probe, dp4tl_full_finetune]", "11:27", "transfers[1]",
+     ["dp4tl_full_finetune: optimizer by_target: the paper's code does not finetune on "
+      "held_out_letters; write optimizer: adam or sgd (it knows cifar10, cifar100, dtd,"],
+     "dp4tl_full_finetune"),
     ("[0, 1]", "[0, 1]\ntransfers: [{transfer: dp4tl_asis, optimizer: sgd}]", "11:47",
      "transfers[0].optimizer", ["mode: linear_probe is trained by adam"], "sgd"),
     ("[0, 1]", "[0, 1]\nadversarial: [{attack: pgd, eps: 4}]", "11:34", "adversarial[0].eps",

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 
+from dp4tl_ray.cli import SCHEMA_NAMES
 from dp4tl_ray.specs.load import load_study
 from dp4tl_ray.specs.mistakes import find_mistakes
 from dp4tl_ray.specs.records import File, Manifest
@@ -40,6 +41,10 @@ def test_committed_schema_is_the_generated_one(name: str) -> None:
     path = ROOT / "schemas" / f"{name}.schema.json"
     fresh = path.is_file() and path.read_text(encoding="utf-8") == schema_text(name)
     assert fresh, f"{path.relative_to(ROOT)} is stale: run `dp4tl schema --write`"
+
+
+def test_the_command_prints_every_schema() -> None:
+    assert tuple(SCHEMAS) == SCHEMA_NAMES
 
 
 def test_no_other_schema_is_committed() -> None:

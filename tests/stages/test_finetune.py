@@ -19,8 +19,9 @@ from dp4tl_ray.data.draws import draw_target
 from dp4tl_ray.plan import Plan
 from dp4tl_ray.specs.steps import FinetuneStep
 from dp4tl_ray.specs.training import Recipe
+from dp4tl_ray.specs.transfer import PAPER_OPTIMIZERS
 from dp4tl_ray.stages.bench import Job, Metrics, images_of
-from dp4tl_ray.stages.finetune import run_finetune
+from dp4tl_ray.stages.finetune import _transfer, run_finetune
 from dp4tl_ray.stages.transfers import asis, frozen, full
 from dp4tl_ray.stages.transfers.task import Task
 from dp4tl_ray.store import Artifact, Store, Workbench, open_store
@@ -290,20 +291,104 @@ def test_the_backbone_is_the_pretrained_one_and_the_head_is_new(
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
 
 
+# -- averages over mirror images -------------------------------------------------------------------
+
+
+def both_ways(
+    extract: Callable[[torch.Tensor], torch.Tensor], task: Task, rows: npt.NDArray[np.int64]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a function of pixels gives for images, and for their mirror images."""
+    images = np.asarray(task.images[rows])
+    mirrored = np.stack([np.fliplr(image) for image in images])
+    with torch.no_grad():
+        one, other = (extract(to_pixels(x, torch.device("cpu"))) for x in (images, mirrored))
+    return one, other
+
+
+def test_a_finetuned_network_sees_test_images_both_ways(
+    world: World, run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = watched(monkeypatch)
+    spec = {**FULL, **ONE_PAIR, "lrs": [0.02], "epochs": 1}  # which errs
+    plain, flipped = run(spec), run({**spec, "tta": "flip"})
+    one, other = loaded
+    assert all(torch.equal(one.state_dict()[n], t) for n, t in other.state_dict().items())
+    task = task_of(world)
+    means = [sum(both_ways(one.eval(), task, r)) / 2 for r in (task.draw.val, task.draw.test)]
+    val, test = (torch.as_tensor(mean).argmax(dim=1).numpy() for mean in means)
+    assert flipped.metrics["val_accuracy"] == float((val == task.labels[task.draw.val]).mean())
+    assert np.array_equal(flipped.predictions(), test)
+    assert not np.array_equal(flipped.predictions(), plain.predictions())  # or nothing is tested
+
+
+@pytest.mark.parametrize("pretraining", ["supervised", "raw_pixels"])
+def test_a_probe_sees_validation_and_test_images_both_ways(
+    world: World, run: Callable[..., Done], pretraining: str
+) -> None:
+    spec = {"transfer": "linear_probe", "l2": [1e-3]}
+    done, plain = run({**spec, "tta": "flip"}, pretraining), run(spec, pretraining)
+    task = task_of(world)
+    draw = task.draw
+    network = task.network(1).eval().features
+    extract = network if pretraining == "supervised" else lambda x: x.permute(0, 2, 3, 1).flatten(1)
+    x, _ = both_ways(extract, task, draw.train)
+    probe = solve_probe(x, torch.from_numpy(task.labels[draw.train]), 3, 1e-3)
+
+    def predict(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        one, other = (probe.logits(h) for h in both_ways(extract, task, rows))
+        predicted: npt.NDArray[np.int64] = ((one + other) / 2).argmax(dim=1).numpy()
+        return predicted
+
+    assert np.array_equal(done.predictions(), predict(draw.test))
+    expected = float((predict(draw.val) == task.labels[draw.val]).mean())
+    assert done.metrics["val_accuracy"] == expected
+    assert not np.array_equal(done.predictions(), plain.predictions())  # or nothing is tested
+
+
+@pytest.mark.parametrize(
+    "spec", [{"transfer": "linear_probe"}, {**FULL, **ONE_PAIR, "epochs": 1}], ids=["probe", "full"]
+)
+@pytest.mark.parametrize("pretraining", ["supervised", "raw_pixels"])
+def test_what_is_attacked_is_what_is_tested(
+    world: World, spec: dict[str, Any], pretraining: str
+) -> None:
+    if pretraining == "raw_pixels" and spec["transfer"] == "full_finetune":
+        return
+    task = task_of(world)
+    inputs = world.inputs(pretraining)
+    task = replace(task, job=replace(task.job, inputs=inputs))
+    step = FinetuneStep.model_validate(
+        {"shots": None, "seed": 0, "transfer": {**spec, "tta": "flip"}}
+    )
+    outcome = _transfer(step.transfer, task)
+    assert outcome.logits is not None
+    one, other = both_ways(outcome.logits, task, task.draw.test)
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert np.array_equal(one.argmax(dim=1).numpy(), outcome.predicted)
+
+
+# -- as the paper's code finetunes -----------------------------------------------------------------
+
+PAPERS = [{"transfer": "dp4tl_full_finetune"}, {"transfer": "dp4tl_asis", "mode": "full_finetune"}]
+
+
+@pytest.mark.parametrize("spec", PAPERS, ids=lambda spec: spec["transfer"])
 @pytest.mark.parametrize(
     ("optimizer", "name", "lr", "weight_decay"),
-    [("adam", "adamw", 1e-4, 0.0), ("sgd", "sgd", 0.1, 5e-4)],
+    [("adam", "adamw", 1e-4, 0.0), ("sgd", "sgd", 0.1, 5e-4), ("by_target", "sgd", 0.1, 5e-4)],
 )
 def test_presets_of_the_papers_code(
     run: Callable[..., Done],
     monkeypatch: pytest.MonkeyPatch,
+    spec: dict[str, Any],
     optimizer: str,
     name: str,
     lr: float,
     weight_decay: float,
 ) -> None:
     asked = untrained(monkeypatch)
-    run({"transfer": "dp4tl_asis", "mode": "full_finetune", "optimizer": optimizer})
+    monkeypatch.setitem(PAPER_OPTIMIZERS, "image_folder", "sgd")
+    run({**spec, "optimizer": optimizer})
     (recipe,) = (one.recipe for one in asked)
     found = recipe.optimizer
     assert (found.name, found.lr, found.weight_decay) == (name, lr, weight_decay)
@@ -359,6 +444,10 @@ def test_looking_at_the_test_split_changes_nothing_in_the_training(
         }
     )
     assert np.array_equal(seen[-1][1], last.predictions())
+    papers = run({"transfer": "dp4tl_full_finetune", "optimizer": "sgd", "epochs": 3})
+    assert np.array_equal(papers.predictions(), last.predictions())
+    chosen = ("lr", "weight_decay", "val_accuracy", "transfer_epochs")
+    assert [papers.metrics[name] for name in chosen] == [last.metrics[name] for name in chosen]
 
 
 # -- all protocols ---------------------------------------------------------------------------------

@@ -254,6 +254,30 @@ def test_scores_of_another_dataset_are_refused(pictures: Pictures, tmp_path: Pat
         choose(pictures, tmp_path, [{"method": "scores_file", "path": str(tmp_path / "no.npz")}])
 
 
+def test_a_list_from_elsewhere_is_kept_from_its_first_example_on(
+    pictures: Pictures, tmp_path: Path
+) -> None:
+    ids, path = ids_of(pictures), tmp_path / "mine.txt"
+    order = np.random.default_rng(0).permutation(len(ids))[:72]
+    path.write_text("\n".join(ids[row] for row in order))
+    method = {"method": "given", "path": str(path)}
+    plan, store, errors = choose(pictures, tmp_path / "s", [method], pruning_ratios=[0.5, 0.8])
+    assert not errors
+    for cell in (c for c in plan.cells if c.method is not None):
+        wanted = 72 if cell.pruning_ratio == 0.5 else 29  # of 144
+        assert kept(plan, store, cell) == set(order[:wanted].tolist())
+
+
+def test_a_list_that_became_too_short_is_refused_where_it_is_used(
+    pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mine.npy"
+    np.save(path, np.arange(71))
+    monkeypatch.setattr("dp4tl_ray.sweep.check_lists", lambda *_: None)
+    _, _, errors = choose(pictures, tmp_path / "s", [{"method": "given", "path": str(path)}])
+    assert any("lists 71 examples, and pruning_ratio 0.5 keeps 72" in e for e in errors.values())
+
+
 @pytest.mark.parametrize(
     ("method", "ratio", "message"),
     [

@@ -1,6 +1,7 @@
 import sys
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import timm
 import torch
@@ -19,6 +20,7 @@ from dp4tl_ray.specs.network import (
 from dp4tl_ray.training.batch_norm import GroupedBatchNorm
 from dp4tl_ray.training.inference import infer
 from dp4tl_ray.training.networks import (
+    BlurredConv2d,
     Classifier,
     NetworkError,
     blocks,
@@ -66,6 +68,62 @@ def test_a_resnets_features_are_torchvisions() -> None:
     oracle = torchvision.models.resnet18()
     oracle.fc = nn.Identity()
     assert_same_features(build(TorchvisionResNet(arch="resnet18")), oracle)
+
+
+def blurred_by_hand(x_CHW: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The definition, in loops; zeros beyond the edges."""
+    channels, height, width = x_CHW.shape
+    out = np.zeros_like(x_CHW)
+    for c in range(channels):
+        for y in range(height):
+            for x in range(width):
+                for dy, wy in ((-1, 1), (0, 2), (1, 1)):
+                    for dx, wx in ((-1, 1), (0, 2), (1, 1)):
+                        if 0 <= y + dy < height and 0 <= x + dx < width:
+                            out[c, y, x] += wy * wx * x_CHW[c, y + dy, x + dx] / 16
+    return out
+
+
+@pytest.mark.parametrize("size", [(7, 6), (1, 1), (2, 5)])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_blurred_convolution_is_a_blur_and_a_convolution(
+    size: tuple[int, int], kernel: int
+) -> None:
+    g = torch.Generator().manual_seed(0)
+    conv = nn.Conv2d(16, 4, kernel, 2, kernel // 2, bias=False).double()
+    x = torch.randn(2, 16, *size, generator=g, dtype=torch.float64)
+    blurred = torch.from_numpy(np.stack([blurred_by_hand(image) for image in x.numpy()]))
+    torch.testing.assert_close(BlurredConv2d(conv).double()(x), conv(blurred))
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("small_images", [False, True])
+def test_blurpool_blurs_before_every_stride_but_the_stems(arch: str, small_images: bool) -> None:
+    plain = TorchvisionResNet(arch=arch, small_images=small_images)  # type: ignore[arg-type]
+    nets = [build(plain), build(plain.model_copy(update={"blurpool": True}))]
+    weights, same = (net.state_dict() for net in nets)
+    assert weights.keys() == same.keys()
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
+    blurred = {n for n, m in nets[1].backbone.named_modules() if isinstance(m, BlurredConv2d)}
+    # torchvision's ResNet halves images in the first block of its last three layers, and beside it
+    conv = "conv1" if arch == "resnet18" else "conv2"
+    expected = {f"layer{k}.0.{name}" for k in (2, 3, 4) for name in (conv, "downsample.0")}
+    assert blurred == expected
+    assert not any(isinstance(m, BlurredConv2d) for m in nets[0].modules())
+
+
+def test_a_network_with_blurpool_is_torchvisions_with_blurs_in_between() -> None:
+    oracle = torchvision.models.resnet18()
+    oracle.fc = nn.Identity()
+
+    def blur(module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        images = [blurred_by_hand(image) for image in inputs[0].double().numpy()]
+        return torch.from_numpy(np.stack(images)).float()
+
+    for name, module in oracle.named_modules():
+        if isinstance(module, nn.Conv2d) and 2 in module.stride and name != "conv1":
+            module.register_forward_pre_hook(blur)
+    assert_same_features(build(TorchvisionResNet(arch="resnet18", blurpool=True)), oracle)
 
 
 def test_a_transformers_features_are_torchvisions_class_token() -> None:

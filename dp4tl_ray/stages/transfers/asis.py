@@ -5,8 +5,7 @@ from typing import assert_never
 import numpy as np
 
 from dp4tl_ray.data.draws import Rows
-from dp4tl_ray.specs.training import Augmentation
-from dp4tl_ray.specs.transfer import DP4TLAsIs, FullFinetune
+from dp4tl_ray.specs.transfer import DP4TLAsIs, DP4TLFullFinetune, paper_finetune
 from dp4tl_ray.stages.bench import Metrics
 from dp4tl_ray.stages.transfers.frozen import (
     ADAM_EPOCHS,
@@ -14,15 +13,12 @@ from dp4tl_ray.stages.transfers.frozen import (
     adam_probe_epochs,
     frozen_features,
 )
-from dp4tl_ray.stages.transfers.full import Finetuning, Pair, diverged
+from dp4tl_ray.stages.transfers.full import Finetuning, diverged
 from dp4tl_ray.stages.transfers.task import Outcome, Task
 from dp4tl_ray.training.inference import infer
 from dp4tl_ray.training.networks import Classifier
 
-PRESETS = {"adam": (1e-4, 0.0), "sgd": (0.1, 5e-4)}
-"""Learning rate and weight decay of full finetuning."""
-BATCH, EPOCHS = 128, 200
-AUGMENTATION = Augmentation(crop=0.08, flip=True)
+EPOCHS = DP4TLFullFinetune().epochs
 
 
 class _Best:
@@ -61,21 +57,14 @@ def _probe(spec: DP4TLAsIs, task: Task, best: _Best) -> Metrics:
 
 
 def _finetune(spec: DP4TLAsIs, task: Task, best: _Best) -> Metrics:
-    lr, weight_decay = PRESETS[spec.optimizer]
-    preset = FullFinetune(
-        optimizer=spec.optimizer,
-        lrs=(lr,),
-        weight_decays=(weight_decay,),
-        epochs=spec.epochs or EPOCHS,
-        batch_size=BATCH,
-        augmentation=AUGMENTATION,
-    )
+    recipe = paper_finetune(spec.optimizer, task.dataset, spec.epochs or EPOCHS)
+    finetuning = Finetuning(recipe, task)
+    (pair,) = finetuning.pairs
 
     def watch(epoch: int, model: Classifier) -> None:
         logits, _ = infer(model, task.images, task.draw.test, task.job.worker)
         best.see(epoch, np.asarray(logits.argmax(axis=1)))
 
-    pair = Pair(lr, weight_decay)
-    if Finetuning(preset, task).train(pair, preset.epochs, watch=watch) is None:
-        raise diverged(preset)
-    return {"lr": lr, "weight_decay": weight_decay}
+    if finetuning.train(pair, recipe.epochs, watch=watch) is None:
+        raise diverged(recipe)
+    return {"lr": pair.lr, "weight_decay": pair.weight_decay}

@@ -51,7 +51,7 @@ class Features:
 
 def linear_probe(spec: LinearProbe, task: Task) -> Outcome:
     """Fit a linear classifier of frozen features."""
-    features = frozen_features(task, adapt=spec.batch_norm == "adapt")
+    features = frozen_features(task, adapt=spec.batch_norm == "adapt", mirrored=spec.tta == "flip")
     chosen: Metrics = {}
     match spec.solver:
         case "lbfgs":
@@ -99,20 +99,28 @@ def _last(probes: Iterator[Probe]) -> Probe:
     return deque(probes, maxlen=1).pop()
 
 
-def frozen_features(task: Task, *, adapt: bool) -> Features:
+def frozen_features(task: Task, *, adapt: bool, mirrored: bool = False) -> Features:
     """Compute the features of all images; without a network the pixels are the features.
 
     Args:
         task: Target and network.
         adapt: Whether batch norm takes its statistics from the target's train images.
+        mirrored: Whether features of other images are means over them and their mirror images.
     """
     draw, device = task.draw, task.job.worker.device
     rows = np.concatenate([draw.train, draw.val, draw.test])
     if task.job.inputs.get("pretrain") is None:
-        features = task.images[rows].reshape(len(rows), -1).astype(np.float32) / 255
-        extract = _flat
+        pixels = task.images[rows].astype(np.float32) / 255
+        if mirrored:
+            tested = pixels[len(draw.train) :]
+            tested[:] = (tested + tested[:, :, ::-1]) / 2
+        features = pixels.reshape(len(rows), -1)
+        extract = _flat_mirrored if mirrored else _flat
     else:
         model, features = _network_features(task, rows, adapt)
+        if mirrored:
+            model.mirrored, tested = True, rows[len(draw.train) :]
+            _, features[len(draw.train) :] = infer(model, task.images, tested, task.job.worker)
         extract = model.features
     if not np.isfinite(features).all():
         raise StageError("the network's features are not finite")
@@ -124,6 +132,10 @@ def frozen_features(task: Task, *, adapt: bool) -> Features:
 
 def _flat(pixels_NCHW: Tensor) -> Tensor:
     return pixels_NCHW.permute(0, 2, 3, 1).flatten(1)
+
+
+def _flat_mirrored(pixels_NCHW: Tensor) -> Tensor:
+    return _flat((pixels_NCHW + pixels_NCHW.flip(3)) / 2)
 
 
 def _network_features(

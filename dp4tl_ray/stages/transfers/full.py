@@ -99,6 +99,7 @@ def full_finetune(spec: FullFinetune, task: Task) -> Outcome:
                 paused = Path(folder, repr(pair)) if halving else None
                 if (model := finetuning.train(pair, epochs, paused)) is None:
                     continue
+                model.mirrored = spec.tta == "flip"
                 logits, _ = infer(model, task.images, draw.val, worker)
                 accuracy = float((logits.argmax(axis=1) == task.labels[draw.val]).mean())
                 if accuracy > max(scores.values(), default=-1.0):

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from dp4tl_ray.data.draws import Draw, Rows
 from dp4tl_ray.data.images import Images
+from dp4tl_ray.specs.data import known_as
+from dp4tl_ray.specs.steps import DataStep
 from dp4tl_ray.stages.bench import Job, Metrics, load_network
 from dp4tl_ray.training.networks import Classifier
 
@@ -39,6 +41,13 @@ class Task:
     draw: Draw
     num_classes: int
     """The target's own; some may have no image in a draw."""
+
+    @property
+    def dataset(self) -> str:
+        """What the target's dataset is known as."""
+        spec = self.job.inputs["target"].manifest.spec
+        assert isinstance(spec, DataStep)
+        return known_as(spec.dataset)
 
     def network(self, group_size: int) -> Classifier:
         """Load the pretrained network, in the state that pretraining left.

@@ -1,0 +1,1 @@
+"""A kept subset, written for any other training code."""

@@ -1,0 +1,156 @@
+"""The formats of an export: what other training code reads.
+
+Shapes: n kept examples of N.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import assert_never
+
+import numpy as np
+import numpy.typing as npt
+
+from dp4tl_ray.data.load import open_pictures
+from dp4tl_ray.export.choose import ExportError
+from dp4tl_ray.scoring.given import SUBSET_FORMAT
+from dp4tl_ray.specs.data import Dataset, OnDisk
+from dp4tl_ray.specs.records import ExportFormat
+
+COLUMNS = ("index", "id", "class_index", "class_name", "score", "rank")
+ASCENDING: tuple[ExportFormat, ...] = ("npy", "ffcv-indices", "imagefolder-symlinks")
+"""Formats in the order of the source; the others list the most wanted first."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The kept examples, most wanted first."""
+
+    rows: npt.NDArray[np.int64]
+    """Among the source's examples, (n,)."""
+    ids: list[str]
+    """Name of each of the N examples."""
+    labels: npt.NDArray[np.int64]
+    """Class of each of the N examples."""
+    class_names: list[str]
+    scores: npt.NDArray[np.float64]
+    """Score of each of the N examples, or of the class or cluster that it is in."""
+    source: Dataset
+    """Where the examples are."""
+
+    def records(self) -> Iterator[tuple[int, str, int, str, float, int]]:
+        """Give COLUMNS of each kept example; rank 0 is the most wanted one."""
+        for rank, row in enumerate(self.rows.tolist()):
+            k = int(self.labels[row])
+            yield row, self.ids[row], k, self.class_names[k], float(self.scores[row]), rank
+
+
+def write_format(kept: Kept, form: ExportFormat, folder: Path) -> tuple[list[str], str]:
+    """Write a subset into an empty folder.
+
+    Returns:
+        The files to be listed with their checksums, and how to read them in one line of code.
+
+    Raises:
+        ExportError: The source is not of files, which a format needs.
+    """
+    match form:
+        case "npy":
+            np.save(folder / "kept.npy", np.sort(kept.rows), allow_pickle=False)
+            return ["kept.npy"], 'torch.utils.data.Subset(dataset, numpy.load("kept.npy"))'
+        case "txt":
+            text = "".join(f"{kept.ids[row]}\n" for row in kept.rows)
+            (folder / "kept.txt").write_text(text, encoding="utf-8")
+            return ["kept.txt"], 'open("kept.txt").read().splitlines()'
+        case "csv":
+            with (folder / "kept.csv").open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows([COLUMNS, *kept.records()])
+            return ["kept.csv"], 'pandas.read_csv("kept.csv")'
+        case "imagefolder-symlinks":
+            return _write_links(kept, folder)
+        case "ffcv-indices":
+            return _write_ffcv(kept, folder)
+        case "hf":
+            return _write_json_lines(kept, folder)
+        case "dp4tl":
+            content = {"format": SUBSET_FORMAT, "ids": [kept.ids[row] for row in kept.rows]}
+            (folder / "kept.json").write_text(json.dumps(content, indent=0), encoding="utf-8")
+            return ["kept.json"], "methods: [{method: given, path: kept.json}]"
+        case _:
+            assert_never(form)
+
+
+def _write_ffcv(kept: Kept, folder: Path) -> tuple[list[str], str]:
+    """Write a tensor of indices, which is what the paper's code loads and hands to FFCV's Loader.
+
+    They count the samples of a .beton in the order in which they were written, which must be the
+    source's: DatasetWriter.from_indexed_dataset without shuffle_indices, of
+    torchvision.datasets.ImageFolder on the folder of the training classes.
+    """
+    import torch
+
+    torch.save(torch.from_numpy(np.sort(kept.rows)), folder / "kept.indices")
+    return ["kept.indices"], (
+        'ffcv.loader.Loader("train.beton", indices=torch.load("kept.indices", weights_only=True)'
+        ".numpy(), ...)  # of a .beton written in the source's order, by from_indexed_dataset "
+        "without shuffle_indices"
+    )
+
+
+def _write_json_lines(kept: Kept, folder: Path) -> tuple[list[str], str]:
+    """Write an object per line, as `datasets.load_dataset("json", ...)` reads them.
+
+    JSON has no infinite numbers: such scores are null.
+    """
+    with (folder / "kept.jsonl").open("w", encoding="utf-8") as file:
+        for record in kept.records():
+            fields = dict(zip(COLUMNS, record, strict=True))
+            fields["score"] = fields["score"] if math.isfinite(record[4]) else None
+            file.write(json.dumps(fields, allow_nan=False) + "\n")
+    return ["kept.jsonl"], (
+        "dataset.select(sorted(datasets.load_dataset("
+        '"json", data_files="kept.jsonl", split="train")["index"]))'
+    )
+
+
+def _write_links(kept: Kept, folder: Path) -> tuple[list[str], str]:
+    """Link to the pictures from train/CLASS/, under the names that they have in their class.
+
+    The list of links is a file of its own, because links have no checksums.
+    """
+    source = kept.source
+    pictures = open_pictures(source, "source")
+    if not isinstance(source, OnDisk) or not pictures.one_file_each:
+        raise ExportError(
+            f"--format imagefolder-symlinks links to pictures, and those of {source.dataset} have "
+            "no files; allowed: npy, txt, csv, ffcv-indices, hf, dp4tl"
+        )
+    files, places = dict(zip(pictures.ids, pictures.files, strict=True)), _places(kept)
+    lines = []
+    for row in np.sort(kept.rows).tolist():
+        if kept.ids[row] not in files:
+            raise ExportError(
+                f"--format imagefolder-symlinks: {source.path} has no {kept.ids[row]} any more"
+            )
+        picture = Path(files[kept.ids[row]]).absolute()
+        link = folder / "train" / places[row]
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(picture)
+        lines.append(f"train/{places[row]}\t{picture}\n")
+    (folder / "links.tsv").write_text("".join(lines), encoding="utf-8")
+    return ["links.tsv"], 'torchvision.datasets.ImageFolder("train")'
+
+
+def _places(kept: Kept) -> dict[int, str]:
+    """Return row -> CLASS/NAME: as in the source, where it has a folder per class."""
+    rows = kept.rows.tolist()
+    parts = {row: PurePosixPath(kept.ids[row].removeprefix("train/")).parts for row in rows}
+    pairs = {(parts[row][0], int(kept.labels[row])) for row in rows}
+    folders, classes = ({pair[n] for pair in pairs} for n in (0, 1))
+    if len(pairs) == len(folders) == len(classes) and min(map(len, parts.values())) > 1:
+        return {row: "/".join(parts[row]) for row in rows}
+    names = [name.replace("/", "_") for name in kept.class_names]
+    return {row: f"{names[kept.labels[row]]}/{'_'.join(parts[row])}" for row in rows}

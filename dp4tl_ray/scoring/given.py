@@ -1,0 +1,195 @@
+"""A list of examples that comes from elsewhere: read, checked against the source, made a score.
+
+The first of a list are the most wanted. By the ending of the file:
+
+    .txt    ids, one per line
+    .csv    with a header, of which the column `id`, or else `index`, is read
+    .npy    indices into the source's order, whole numbers, (n,)
+    .json   what `dp4tl export --format dp4tl` writes
+"""
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from dp4tl_ray.data.load import is_absent
+from dp4tl_ray.scoring.elsewhere import Floats, ScorerError
+from dp4tl_ray.specs.data import OnDisk, located
+from dp4tl_ray.specs.example_methods import Given
+from dp4tl_ray.specs.load import StudyError
+from dp4tl_ray.specs.study import Study
+
+SUBSET_FORMAT = "dp4tl_ray subset"
+"""What a .json says of itself under `format`."""
+MILLIONTH = 10**6
+Ints = npt.NDArray[np.int64]
+Listed = Ints | list[str]
+"""Indices into the source's order, or ids; most wanted first."""
+
+
+def read_list(path: str) -> Listed:
+    """Read a list, most wanted first.
+
+    Raises:
+        ScorerError: Not such a file.
+    """
+    readers: dict[str, Callable[[Path], Listed]] = {
+        ".txt": _read_txt,
+        ".csv": _read_csv,
+        ".npy": _read_npy,
+        ".json": _read_json,
+    }
+    suffix = Path(path).suffix.lower()
+    if suffix not in readers:
+        raise ScorerError(
+            f"given {path}: its name ends in {suffix or 'nothing'!r}; allowed: "
+            ".txt (ids, one per line), .csv (a column id or index), .npy (indices), "
+            ".json (of `dp4tl export --format dp4tl`)"
+        )
+    try:
+        listed = readers[suffix](Path(path))
+    except OSError as error:
+        raise ScorerError(f"given {path}: {error.strerror or error}") from error
+    except (ValueError, csv.Error) as error:  # also of what is no text, no JSON, or no array
+        raise ScorerError(f"given {path}: {error}") from error
+    if not len(listed):
+        raise ScorerError(f"given {path}: lists no example")
+    return listed
+
+
+def _read_txt(path: Path) -> list[str]:
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    return [name for line in lines if (name := line.removesuffix("\r"))]
+
+
+def _read_csv(path: Path) -> Listed:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file)
+        columns = list(rows.fieldnames or ())
+        if "id" in columns:
+            return [row["id"] for row in rows]
+        if "index" in columns:
+            return np.array([int(row["index"]) for row in rows], np.int64)
+    raise ValueError(f"needs a column id or index; its first line has {', '.join(columns)}")
+
+
+def _read_npy(path: Path) -> Ints:
+    array = np.load(path, allow_pickle=False)
+    if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "iu":
+        kind = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else "more"
+        raise ValueError(f"needs one array of indices, whole numbers (n,); it holds {kind}")
+    return array.astype(np.int64)
+
+
+def _read_json(path: Path) -> list[str]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or content.get("format") != SUBSET_FORMAT:
+        raise ValueError(f"is not of `dp4tl export --format dp4tl`: no format {SUBSET_FORMAT!r}")
+    ids = content.get("ids")
+    if not isinstance(ids, list) or not all(isinstance(name, str) for name in ids):
+        raise ValueError("needs ids, a list of texts")
+    return ids
+
+
+def listed_rows(path: str, ids: Callable[[], Sequence[str]], num_source: int) -> Ints:
+    """Return the rows of the source that a file lists, most wanted first, (n,).
+
+    Args:
+        path: File of the list.
+        ids: Names of the source's examples; read only for a list of names.
+        num_source: Examples of the source.
+
+    Raises:
+        ScorerError: Not such a file, of another dataset, or it lists an example twice; names the
+            first such example.
+    """
+    listed = read_list(path)
+    if isinstance(listed, list):
+        names = list(ids())
+        row_of = {name: row for row, name in enumerate(names)}
+        unknown = [name for name in listed if name not in row_of]
+        if unknown:
+            raise ScorerError(
+                f"given {path} is of another dataset: {len(unknown)} of its {len(listed)} ids are "
+                f"not the source's, such as {unknown[0]!r}; the source's are like {names[0]!r}"
+            )
+        rows = np.array([row_of[name] for name in listed], np.int64)
+    else:
+        rows = listed
+        outside = rows[(rows < 0) | (rows >= num_source)]
+        if len(outside):
+            raise ScorerError(
+                f"given {path} is of another dataset: index {outside[0]} is not among the "
+                f"source's, 0 to {num_source - 1}"
+            )
+    values, first, count = np.unique(rows, return_index=True, return_counts=True)
+    if (twice := count > 1).any():
+        at = int(first[twice].min())
+        what = f"id {listed[at]!r}" if isinstance(listed, list) else f"index {rows[at]}"
+        raise ScorerError(
+            f"given {path} lists {what} more than once: {len(values)} of its {len(rows)} examples "
+            "differ"
+        )
+    return rows
+
+
+def list_scores(rows: Ints, num_source: int) -> Floats:
+    """Score the first of a list highest, (N,); what it does not list has -inf."""
+    scores = np.full(num_source, -np.inf)
+    scores[rows] = -np.arange(len(rows), dtype=np.float64)
+    return scores
+
+
+def shortage(path: str, length: int, num_source: int, pruning_ratio: float) -> str:
+    """Say why a list is too short for a ratio; empty if it is long enough.
+
+    Args:
+        path: File of the list.
+        length: Examples that it lists.
+        num_source: Examples of the source.
+        pruning_ratio: Share of them to remove.
+    """
+    needed = round((1 - pruning_ratio) * num_source)
+    if length >= needed:
+        return ""
+    # rounded up, in whole numbers: the ratio that is named is served
+    least = -(-(num_source - length) * MILLIONTH // num_source) / MILLIONTH
+    return (
+        f"given {path} lists {length} examples, and pruning_ratio {pruning_ratio:g} keeps {needed} "
+        f"of {num_source}: it serves ratios from {least:g} on"
+    )
+
+
+def check_lists(study: Study, absent: list[str] | None = None) -> None:
+    """Refuse lists that are too short for one of a study's ratios, before any work.
+
+    Args:
+        study: What is asked for.
+        absent: Whether files may be missing: what cannot be checked for want of them is then left
+            to the prune step.
+
+    Raises:
+        StudyError: With the arithmetic.
+        ScorerError: A file cannot be read.
+        DatasetError: The source is missing.
+    """
+    lists = [(n, method) for n, method in enumerate(study.methods) if isinstance(method, Given)]
+    if not lists:
+        return
+    from dp4tl_ray.data.load import count_source  # renders: not for every plan
+
+    source = located(study.source, study.data_root)
+    if absent is not None and isinstance(source, OnDisk) and is_absent(source):
+        return
+    total = count_source(source)
+    for n, method in lists:
+        if absent is not None and not Path(method.path).exists():
+            continue
+        length = len(read_list(method.path))
+        for ratio in (ratio for ratio in study.pruning_ratios if ratio > 0):
+            if problem := shortage(method.path, length, total, ratio):
+                raise StudyError(f"methods[{n}].path: {problem}")

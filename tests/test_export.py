@@ -1,0 +1,403 @@
+"""Exports: what is written is what was kept, others read it, and nothing is overwritten."""
+
+import csv
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import ImageFolder as TorchvisionFolder
+
+from dp4tl_ray.cli import EXPORT_FORMATS
+from dp4tl_ray.data.load import open_pictures
+from dp4tl_ray.export import subset
+from dp4tl_ray.export.choose import ExportError
+from dp4tl_ray.export.formats import Kept, write_format
+from dp4tl_ray.export.subset import export_subset
+from dp4tl_ray.plan import Cell, Plan
+from dp4tl_ray.specs.base import label
+from dp4tl_ray.specs.data import GlyphsAndTextures, ImageFolder, ImageNet
+from dp4tl_ray.specs.records import Export, ExportFormat
+from dp4tl_ray.store import Store, open_store, sha256_of
+from dp4tl_ray.sweep import plan_study, run_study
+from tests.conftest import folder, supervised, tiny_study, write_folder
+from tests.data.copies import imagenet
+from tests.data.loading import load_images
+
+Pictures = dict[str, str]
+FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
+METHODS: list[Any] = [
+    "random_classes",
+    "label_mapping",
+    {"method": "label_mapping", "select": "whole_units"},
+    {"method": "label_mapping", "temperature": 1, "select": {"rule": "quota", "alpha": 0.5}},
+    {"method": "label_mapping", "combine": "mean", "within": "el2n"},
+    {"method": "el2n", "select": "ccs"},
+    {"method": "el2n", "select": "d2"},
+    {"method": "uncertainty", "select": "stratified"},
+    {"method": "uncertainty", "select": "gumbel"},
+]
+RATIOS = [0.25, 0.5, 0.8]
+LABELS = [label(m) for m in tiny_study({"source": "s", "target": "t"}, methods=METHODS).methods]
+
+
+@dataclass(frozen=True)
+class World:
+    """A study whose subsets are chosen, and nothing more."""
+
+    plan: Plan
+    store: Store
+    source: str
+
+    def cell(self, method: str, ratio: float, seed: int = 1) -> Cell:
+        return next(
+            c
+            for c in self.plan.cells
+            if c.method and label(c.method) == method and (c.pruning_ratio, c.seed) == (ratio, seed)
+        )
+
+    def kept(self, cell: Cell) -> list[int]:
+        """The kept rows, as the prune step left them."""
+        artifact = self.store.find(self.plan.steps[cell.steps["prune"]])
+        assert artifact is not None
+        rows: list[int] = artifact.array("kept_indices").tolist()
+        return rows
+
+    def export(
+        self, out: Path, method: str, ratio: float, form: ExportFormat = "csv", **asked: str
+    ) -> tuple[Export, Path]:
+        wanted = {"method": method, "ratio": str(ratio), "seed": "1", "target": None, **asked}
+        if wanted["target"] is None:
+            wanted["target"] = label(self.plan.study.targets[0])
+        return export_subset(self.plan, self.store, wanted, form, out, "dp4tl run")
+
+
+@pytest.fixture(scope="module")
+def world(pictures: Pictures, tmp_path_factory: pytest.TempPathFactory) -> World:
+    targets = [folder(pictures["target"], shots=n) for n in (3, 4)]
+    small = tiny_study(
+        pictures,
+        targets=targets,
+        methods=METHODS,
+        pruning_ratios=[0.0, *RATIOS],
+        pretraining=[supervised()],
+        seeds=[0, 1],
+    )
+    store = open_store(str(tmp_path_factory.mktemp("store")))
+    outcome = run_study(small, plan_study(small, "prune"), store, local=True)
+    assert not outcome.errors
+    return World(plan_study(small), store, pictures["source"])
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with (path / "kept.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read(form: ExportFormat, path: Path, source: str) -> list[int]:
+    """The rows that an export lists, read without the package, in the order of its file."""
+    samples = TorchvisionFolder(source).samples
+    ids = [os.path.relpath(file, source) for file, _ in samples]
+    match form:
+        case "npy":
+            array = np.load(path / "kept.npy")
+            assert array.dtype == np.int64
+            return [int(row) for row in array]
+        case "txt":
+            return [ids.index(name) for name in (path / "kept.txt").read_text().splitlines()]
+        case "csv":
+            return [ids.index(row["id"]) for row in table(path)]
+        case "imagefolder-symlinks":
+            linked = TorchvisionFolder(str(path / "train"))
+            return [ids.index(os.path.relpath(os.readlink(f), source)) for f, _ in linked.samples]
+        case "ffcv-indices":
+            tensor = torch.load(path / "kept.indices", weights_only=True)
+            assert tensor.dtype == torch.int64
+            rows: list[int] = tensor.tolist()
+            return rows
+        case "hf":
+            lines = (path / "kept.jsonl").read_text().splitlines()
+            return [json.loads(line)["index"] for line in lines]
+        case "dp4tl":
+            return [ids.index(name) for name in json.loads((path / "kept.json").read_text())["ids"]]
+
+
+def test_the_command_offers_every_format() -> None:
+    assert EXPORT_FORMATS == FORMATS
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_subset_is_the_kept_examples_in_every_format(
+    world: World, tmp_path: Path, form: ExportFormat
+) -> None:
+    kept = world.kept(world.cell("label_mapping", 0.5))
+    export, path = world.export(tmp_path / "out", "label_mapping", 0.5, form)
+    assert len(kept) == 72 and path == tmp_path / "out"
+    rows = read(form, path, world.source)
+    ascending = form in ("npy", "ffcv-indices", "imagefolder-symlinks")
+    assert (rows if ascending else sorted(rows)) == kept
+    assert export == Export.model_validate_json((path / "manifest.json").read_text())
+    for name, file in export.files.items():
+        assert sha256_of(path / name) == file.sha256
+        assert (path / name).stat().st_size == file.size
+    written = {p.name for p in path.iterdir()} - {"manifest.json", "train"}
+    assert written == set(export.files)
+    assert all(name in export.use for name in export.files) or form == "imagefolder-symlinks"
+
+
+@pytest.mark.parametrize("method", LABELS)
+def test_the_first_of_a_list_are_what_a_larger_ratio_keeps(
+    world: World, tmp_path: Path, method: str
+) -> None:
+    export, path = world.export(tmp_path / "out", method, 0.25)
+    rows = [int(row["index"]) for row in table(path)]
+    assert len(rows) == 108 or method == "label_mapping(select=whole_units)"
+    assert sorted(rows) == world.kept(world.cell(method, 0.25))
+    for ratio in RATIOS[1:]:
+        kept = world.kept(world.cell(method, ratio))
+        assert sorted(rows[: len(kept)]) == kept
+    assert ("ends within a unit" in export.order) == ("whole_units" in method)
+
+
+def test_a_row_says_what_an_example_is(world: World, tmp_path: Path) -> None:
+    _, path = world.export(tmp_path / "out", "label_mapping", 0.5)
+    samples, rows = TorchvisionFolder(world.source), table(path)
+    for rank, row in enumerate(rows):
+        file, k = samples.samples[int(row["index"])]
+        assert (os.path.relpath(file, world.source), k) == (row["id"], int(row["class_index"]))
+        assert samples.classes[k] == row["class_name"] and int(row["rank"]) == rank
+    scores = [float(row["score"]) for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    votes = {row["class_name"]: float(row["score"]) for row in rows}
+    assert all(vote.is_integer() for vote in votes.values()) and sum(votes.values()) <= 3 * 3
+
+
+def test_links_are_a_dataset_of_the_kept_classes(world: World, tmp_path: Path) -> None:
+    export, path = world.export(tmp_path / "out", "random_classes", 0.5, "imagefolder-symlinks")
+    kept = world.kept(world.cell("random_classes", 0.5))
+    pictures = TorchvisionFolder(str(path / "train"))
+    assert len(pictures.classes) == export.num_classes_kept < 6
+    spec = ImageFolder(path=str(path), image_size=16, channels=1)
+    again = load_images(spec, "source")
+    whole = load_images(spec.model_copy(update={"path": world.source}), "source")
+    assert np.array_equal(again.images, whole.images[kept])
+    links = (path / "links.tsv").read_text().splitlines()
+    assert len(links) == 72
+    for line in links:
+        link, target = line.split("\t")
+        assert os.readlink(path / link) == target and os.path.isabs(target)
+
+
+@pytest.mark.parametrize("prefix", ["", "train/"])
+def test_links_keep_names_within_classes_of_any_name(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, prefix: str
+) -> None:
+    names = (
+        ["train/a.png", "train/b/train/a.png", "x/a.png"] if prefix else ["c/a.png", "c/c/a.png"]
+    )
+    classes = sorted({name.split("/")[0] for name in names})
+    for name in names:
+        (tmp_path / prefix / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(tmp_path / prefix / name)
+    labels = np.array([classes.index(name.split("/")[0]) for name in names])
+    kept = Kept(
+        rows=np.arange(len(names)),
+        ids=[prefix + name for name in names],
+        labels=labels,
+        class_names=classes,
+        scores=np.zeros(len(names)),
+        source=ImageFolder(path=str(tmp_path)),
+    )
+    out = tmp_path_factory.mktemp("out")
+    write_format(kept, "imagefolder-symlinks", out)
+    assert [(out / "train" / name).resolve() for name in names] == [
+        (tmp_path / prefix / name).resolve() for name in names
+    ]
+
+
+KEPT = Kept(
+    rows=np.array([2, 0]),
+    ids=["a", 'b,"c', "d\u00e9"],
+    labels=np.array([0, 1, 1]),
+    class_names=["x", "y"],
+    scores=np.array([-np.inf, 2.0, np.inf]),
+    source=GlyphsAndTextures(),
+)
+
+
+def test_json_knows_no_infinite_scores(tmp_path: Path) -> None:
+    write_format(KEPT, "hf", tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
+    assert [line["score"] for line in lines] == [None, None]
+    assert [(line["id"], line["rank"]) for line in lines] == [("d\u00e9", 0), ("a", 1)]
+
+
+def test_links_to_what_is_no_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ExportError, match="of glyphs_and_textures have no files; allowed: npy, txt"
+    ):
+        write_format(KEPT, "imagefolder-symlinks", tmp_path)
+    other = replace(KEPT, source=ImageFolder(path=str(write_folder(tmp_path, range(2), 2, 0))))
+    with pytest.raises(ExportError, match=r"has no a any more"):
+        write_format(other, "imagefolder-symlinks", tmp_path)
+
+
+def test_links_to_imagenet_are_in_folders_of_wnids(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    wnids = {"n01440764": ("tench",), "n01443537": ("goldfish",)}
+    imagenet(tmp_path, np.random.default_rng(0), wnids)
+    source = ImageNet(path=str(tmp_path))
+    pictures = open_pictures(source, "source")
+    n = len(pictures)
+    scores = np.zeros(n)
+    kept = Kept(
+        np.arange(n), [*pictures.ids], pictures.labels, [*pictures.class_names], scores, source
+    )
+    out = tmp_path_factory.mktemp("out")
+    write_format(kept, "imagefolder-symlinks", out)
+    links = sorted(path for path in out.rglob("*") if path.is_symlink())
+    assert [str(link.relative_to(out)) for link in links] == sorted(pictures.ids)
+    assert all(link.resolve() == (tmp_path / link.relative_to(out)).resolve() for link in links)
+
+
+# -- what is there already -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_same_export_again_changes_nothing(
+    world: World, tmp_path: Path, form: ExportFormat
+) -> None:
+    first, path = world.export(tmp_path / "out", "label_mapping", 0.5, form)
+    before = {p: p.lstat().st_mtime_ns for p in path.rglob("*")}
+    second, _ = world.export(tmp_path / "out", "label_mapping", 0.5, form)
+    assert second == first and {p: p.lstat().st_mtime_ns for p in path.rglob("*")} == before
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_nothing_that_is_there_is_overwritten(world: World, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    world.export(out, "label_mapping", 0.5, "txt")  # an empty folder is nothing
+    with pytest.raises(ExportError, match=r"another export \(label_mapping at 0.5 .*, as txt, of"):
+        world.export(out, "label_mapping", 0.8, "txt")
+    (out / "kept.txt").write_text("changed")
+    with pytest.raises(ExportError, match=r"holds this export, but kept\.txt was changed"):
+        world.export(out, "label_mapping", 0.5, "txt")
+    assert (out / "kept.txt").read_text() == "changed"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("")
+    (tmp_path / "file").write_text("")
+    for taken in ("mine", "file"):
+        with pytest.raises(ExportError, match="is there already, and no export"):
+            world.export(tmp_path / taken, "label_mapping", 0.5, "txt")
+    assert sorted(os.listdir(tmp_path)) == ["file", "mine", "out"]
+
+
+def test_an_export_that_fails_leaves_nothing(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(kept: Kept, form: ExportFormat, folder: Path) -> tuple[list[str], str]:
+        (folder / "kept.txt").write_text("half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(subset, "write_format", full)
+    with pytest.raises(OSError, match="no space"):
+        world.export(tmp_path / "out", "label_mapping", 0.5, "txt")
+    assert os.listdir(tmp_path) == []
+
+
+# -- which subset ----------------------------------------------------------------------------------
+
+Asked = Mapping[str, str | None]
+LM: Asked = {"method": "label_mapping"}
+REFUSED: list[tuple[Asked, list[str]]] = [
+    ({}, ["--method: which one? 'random_classes', 'label_mapping', 'label_mapping(select"]),
+    ({"method": "el2n"}, ["--method el2n: means several: 'el2n(select=ccs)', 'el2n(select=d2)'"]),
+    ({"method": "label_maping"}, ["none; did you mean 'label_mapping'? allowed: el2n(select=ccs)"]),
+    (LM, ["--ratio: which one? '0.25', '0.5', '0.8'"]),
+    ({**LM, "ratio": "0"}, ["--ratio 0: the study has none", "0.25, 0.5, 0.8"]),
+    ({**LM, "ratio": "half"}, ["--ratio half: the study has none"]),
+    ({**LM, "ratio": ".5"}, ["--target: which one? 'image_folder(", "shots=3", "shots=4"]),
+    ({**LM, "ratio": ".5", "target": "image_folder"}, ["means several: 'image_folder("]),
+    ({**LM, "ratio": ".5", "target": "pets"}, ["--target pets: the study has none"]),
+    ({**LM, "ratio": ".5", "seed": "2"}, ["--seed 2: the study has none; allowed: 0, 1"]),
+]
+
+
+@pytest.mark.parametrize(("asked", "fragments"), REFUSED)
+def test_what_is_not_there_or_means_several_is_answered_with_the_choices(
+    world: World, tmp_path: Path, asked: Asked, fragments: list[str]
+) -> None:
+    everything = {"method": None, "ratio": None, "seed": None, "target": None, **asked}
+    with pytest.raises(ExportError) as caught:
+        export_subset(world.plan, world.store, everything, "txt", tmp_path / "out", "")
+    for fragment in fragments:
+        assert fragment in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_there_is_but_one_of_may_be_left_out(world: World, tmp_path: Path) -> None:
+    asked = {"method": "random_classes", "ratio": "5e-1", "seed": None, "target": None}
+    export, _ = export_subset(world.plan, world.store, asked, "txt", tmp_path / "out", "")
+    assert (export.target, export.seed) == ("any", 0)  # random classes are the same for both
+    assert export.method_label == "random_classes"
+    asked |= {"method": "label_mapping(within=el2n, combine=mean)"}
+    export, _ = export_subset(world.plan, world.store, asked, "txt", tmp_path / "all", "")
+    assert export.target == "all"
+
+
+# -- there and back --------------------------------------------------------------------------------
+
+
+def test_a_given_subset_trains_the_same_network(pictures: Pictures, tmp_path: Path) -> None:
+    store, recipes = open_store(str(tmp_path / "s")), [supervised()]
+
+    def trained(method: Any, ratios: list[float]) -> tuple[Plan, dict[float, tuple[str, str]]]:
+        """Ratio -> checksums of the kept rows and of the network."""
+        asked = tiny_study(
+            pictures, methods=[method], pruning_ratios=ratios, pretraining=recipes, seeds=[3]
+        )
+        plan = plan_study(asked)
+        assert not run_study(asked, plan_study(asked, "pretrain"), store, local=True).errors
+        found: dict[float, tuple[str, str]] = {}
+        for cell in plan.cells:
+            pruned, network = (store.find(plan.steps[cell.steps[r]]) for r in ("prune", "pretrain"))
+            assert pruned is not None and network is not None
+            found[cell.pruning_ratio] = (
+                pruned.manifest.files["kept_indices.npy"].sha256,
+                network.manifest.files["network.safetensors"].sha256,
+            )
+        return plan, found
+
+    plan, chosen = trained("label_mapping", [0.5, 0.75])
+    asked = {"method": None, "ratio": "0.5", "seed": None, "target": None}
+    for form, name in (("dp4tl", "kept.json"), ("csv", "kept.csv"), ("txt", "kept.txt")):
+        _, path = export_subset(plan, store, asked, form, tmp_path / form, "")  # type: ignore[arg-type]
+        # the list of ratio 0.5 serves a larger one as well
+        _, given = trained({"method": "given", "path": str(path / name)}, [0.5, 0.75])
+        assert given == chosen
+    _, path = export_subset(plan, store, asked, "npy", tmp_path / "npy", "")
+    _, given = trained({"method": "given", "path": str(path / "kept.npy")}, [0.5])
+    assert given[0.5] == chosen[0.5]
+
+
+def test_a_subset_is_exported_from_a_bucket_that_is_only_read(
+    pictures: Pictures, tmp_path: Path, bucket_uri: str
+) -> None:
+    asked = {"method": "random_classes", "ratio": None, "seed": None, "target": None}
+    small, store = tiny_study(pictures, methods=["random_classes"]), open_store(bucket_uri)
+    plan = plan_study(small)
+    with pytest.raises(ExportError, match=r"prune random_classes-r0\.5-s0 is not done yet"):
+        export_subset(plan, store, asked, "npy", None, "dp4tl run")
+    assert not run_study(small, plan_study(small, "prune"), store, local=True).errors
+    reader = open_store(bucket_uri, write=False)
+    export, path = export_subset(plan, reader, asked, "npy", None, "")
+    assert path.is_relative_to(reader.study_folder("tiny"))
+    assert len(np.load(path / "kept.npy")) == export.num_kept == 72
