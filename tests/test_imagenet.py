@@ -66,6 +66,8 @@ OVERRIDES: dict[str, Overrides] = {
     "imagenet_label_mapping": {
         **training("surrogate", 2),
         **training("pretraining.0", 1),
+        "surrogate.resolution": None,  # a transformer takes images of one size
+        "pretraining.0.resolution": None,
         "transfers.1.epochs": 1,
         "transfers.1.lrs": [0.01],
     },

@@ -9,8 +9,10 @@ import torch
 from pydantic import TypeAdapter
 
 from dp4tl_ray.algorithms.schedules import lr_factor, resolution_at
+from dp4tl_ray.data.coop import IMAGES
 from dp4tl_ray.specs.base import label
 from dp4tl_ray.specs.catalogue import catalogue
+from dp4tl_ray.specs.data import CoOp, TorchvisionDataset, known_as
 from dp4tl_ray.specs.load import load_study
 from dp4tl_ray.specs.network import TorchvisionResNet
 from dp4tl_ray.specs.pretraining import (
@@ -214,6 +216,19 @@ def test_by_target_takes_the_papers_optimizer_for_each_of_its_targets() -> None:
         assert found == (("adam", (1e-4,), (0.0,)) if adam else ("sgd", (0.1,), (5e-4,)))
         assert (finetune.epochs, finetune.batch_size, finetune.momentum) == (200, 128, 0.9)
         assert unknown_target(DP4TLFullFinetune(), dataset) == ""
+
+
+def test_a_split_of_coop_is_known_as_the_dataset_that_it_splits() -> None:
+    def named(name: str) -> str:
+        return known_as(CoOp(path=f"/data/somewhere/split_zhou_{name}.json"))
+
+    assert {named(name) for name in IMAGES} == {
+        "oxford_iiit_pet", "stanford_cars", "flowers102", "food101", "sun397", "dtd", "eurosat",
+        "ucf101",
+    }  # fmt: skip
+    assert named("UCF101") == "ucf101" and named("OxfordFlowers") == "flowers102"
+    assert known_as(CoOp(path="mine.json", images="x")) == "coop"
+    assert known_as(TorchvisionDataset(dataset="dtd", path="x")) == "dtd"
 
 
 def test_what_the_paper_never_finetuned_on_needs_an_optimizer_by_name() -> None:
