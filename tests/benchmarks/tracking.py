@@ -26,6 +26,8 @@ PRETRAIN_EPOCHS = 100
 """Some three seconds each, as little as the smallest pretrainings of a study. All transfers come
 after them and take hundredths of a second here, less than it takes to send their runs: the study
 waits for the mirror in the end, a quarter of a second per cell."""
+LATENCY = 0.04
+"""Seconds from a question to its answer, as from a server some thousand kilometres away."""
 EARLY, LATE, EPOCHS = 50, 200, 10
 
 
@@ -58,11 +60,13 @@ def tracking_cost() -> Iterator[Figure]:
 @contextlib.contextmanager
 def _server() -> Iterator[str]:
     """Start the loopback server in a process of its own; gives its address."""
-    command = [sys.executable, "-m", "tests.loopback_wandb.server"]
+    command = [sys.executable, "-m", "tests.loopback_wandb.server", str(LATENCY)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        yield process.stdout.readline().strip()
-        process.kill()
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.kill()
 
 
 def _environment(folder: str) -> dict[str, str]:

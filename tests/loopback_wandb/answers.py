@@ -104,6 +104,9 @@ class Answers:
     def in_group(self, group: str, job_type: str = "finetune") -> list[Run]:
         return [r for r in self.runs.values() if r.group == group and r.job_type == job_type]
 
+    def ended(self) -> list[Run]:
+        return [run for run in self.runs.values() if run.exit_code is not None]
+
     # -- who ---------------------------------------------------------------------------------------
 
     def viewer(self, v: Variables) -> Any:
