@@ -38,7 +38,7 @@ ONLY_IN = {
         f"runners/{name}.py"
         for name in ("cluster", "desk", "fleet", "lane", "preflight", "raytrain", "trials")
     },
-    "wandb": {f"tracking/{name}.py" for name in ("drawing", "mirror", "server")},
+    "wandb": {f"tracking/{name}.py" for name in ("drawing", "mirror", "runs", "server")},
     "obstore": {"objects/bucket.py"},
 }
 
