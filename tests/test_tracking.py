@@ -373,6 +373,7 @@ def test_a_mirror_that_dies_costs_nothing(
     study = load_study(tracked.path)
     plan = make_plan(study, lambda thing, role="source": "")
     with Tracker(plan, open_store(str(copied)), study.tracking.wandb) as tracker:
+        assert tracker.client is None or tracker.client.ready is None  # a study does not wait
         while tracker.client is None:
             time.sleep(0.01)
         tracker.client.wait()
