@@ -209,7 +209,7 @@ def test_the_key_is_written_nowhere(tracked: Tracked) -> None:
 
 
 def test_a_rerun_adds_nothing_and_a_larger_study_what_is_new(
-    tracked: Tracked, tmp_path: Path
+    tracked: Tracked, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = tmp_path / "store"
     shutil.copytree(tracked.store, store)
@@ -217,6 +217,7 @@ def test_a_rerun_adds_nothing_and_a_larger_study_what_is_new(
     assert tracked.again(store=store).returncode == 0
     assert {name: len(run.history) for name, run in tracked.server.runs.items()} == before
     assert {run.opened for run in tracked.server.runs.values()} == {1}
+    assert caplog.text == ""
 
     answer = tracked.again(
         "--set", "pruning_ratios=[0.0, 0.5, 0.95]", "--set", "methods=[label_mapping]",
@@ -225,6 +226,7 @@ def test_a_rerun_adds_nothing_and_a_larger_study_what_is_new(
     assert answer.returncode == 1
     new = [run for name, run in tracked.server.runs.items() if name not in before]
     assert len(new) == 4 and {run.sweep for run in new} == {*tracked.server.sweeps}
+    assert "lists fewer values of pruning_ratio, transfer than the study" in caplog.text
     (failed,) = [run for run in new if run.config["pruning_ratio"] == 0.95]
     assert failed.state == "failed" and "needs at least 2" in failed.summary["error"]
     for run in new:

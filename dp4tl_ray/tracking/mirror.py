@@ -33,7 +33,7 @@ from dp4tl_ray.tracking.messages import (
     Tracked,
 )
 from dp4tl_ray.tracking.runs import KILLED, MISTAKES, begin, in_time
-from dp4tl_ray.tracking.server import create_sweep, host, refusal
+from dp4tl_ray.tracking.server import create_sweep, host, outgrown, refusal
 
 MAX_OPEN = 32
 """Runs held open at a time, beside those that are being ended: each costs three threads."""
@@ -94,13 +94,21 @@ class Mirror:
         # a sweep that exists can be joined offline, too: the runs say so when they are sent
         known = self.setup.sweep_ids
         self.sweep_id = known.get(self.destination) or next(iter(known.values()), None)
-        if self.mode == "online" and self.setup.sweep and self.destination not in known:
-            try:
-                self.sweep_id = create_sweep(self.setup)
-            except Exception as error:  # a dashboard less
-                self.sweep_id = None
-                self.answer(Said(f"the sweep was not created: {error}"))
+        if self.mode == "online" and self.setup.sweep:
+            self._join_sweep(known.get(self.destination))
         return Ready(self.mode, self.destination, why, self.sweep_id)
+
+    def _join_sweep(self, known: str | None) -> None:
+        """Create the sweep, or say what it lacks."""
+        try:
+            if known is None:
+                self.sweep_id = None  # another destination's
+                self.sweep_id = create_sweep(self.setup)
+            elif axes := outgrown(self.setup, known):
+                what = f"the sweep {known} lists fewer values of {', '.join(axes)} than the study"
+                self.answer(Said(f"{what}, whose cells all join it"))
+        except Exception as error:  # a dashboard less
+            self.answer(Said(f"the sweep {known or 'that was to be'} cannot be had: {error}"))
 
     def _go_offline(self, error: BaseException) -> None:
         """Give up on the server: what it has not confirmed is written again, here."""
