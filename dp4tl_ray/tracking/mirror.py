@@ -117,7 +117,8 @@ class Mirror:
         self.open.clear()
         self.sent.clear()
         with contextlib.suppress(Exception):
-            wandb.teardown()  # waits for all open runs together, as long as for one
+            # waits for all open runs together; without end if a question to the server is retried
+            in_time(wandb.teardown)
         self.ended = 0
         for id in self.entries:
             self._remove(f"run-*-{id}")
@@ -274,7 +275,7 @@ class Mirror:
         self._settle()
         wait([self.threads.submit(run.finish, exit_code=KILLED) for run in self.open.values()])
         with contextlib.suppress(Exception):
-            wandb.teardown()
+            in_time(wandb.teardown)
 
 
 def _draw(overview: Overview, run: Any) -> int:

@@ -78,4 +78,4 @@ def in_time(work: Callable[[], None]) -> None:
     try:
         done.result(SETTINGS["finish_timeout"])
     except TimeoutError:
-        raise TimeoutError("it did not take an artifact in time") from None
+        raise TimeoutError("it did not answer in time") from None
