@@ -51,7 +51,7 @@ ONLY_IN = {
             "trials",
         )
     },
-    "wandb": {f"tracking/{name}.py" for name in ("drawing", "mirror", "server")},
+    "wandb": {f"tracking/{name}.py" for name in ("drawing", "mirror", "runs", "server")},
     "obstore": {"objects/bucket.py"},
 }
 

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from dp4tl_ray.cli import main
 from dp4tl_ray.results import read_results
 from dp4tl_ray.specs.records import Result
 from tests.conftest import study_data, supervised
+from tests.loopback_wandb.server import Server
 from tests.processes import descendants, gone
 
 pytestmark = pytest.mark.ray
@@ -50,11 +51,11 @@ def finish(process: subprocess.Popen[str], seconds: float = 280) -> tuple[int, s
     return process.returncode, out, err
 
 
-def run_here(path: Path, store: Path) -> int:
+def run_here(path: Path, store: Path, *options: str) -> int:
     """Run a study in this process, without Ray."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        return main(["run", str(path), "--store", str(store), "--local"])
+        return main(["run", str(path), "--store", str(store), "--local", *options])
     finally:
         signal.signal(signal.SIGTERM, handler)
 
@@ -79,27 +80,48 @@ def weights(store: Path) -> dict[str, bytes]:
     return found
 
 
+@pytest.fixture
+def dashboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server that runs are sent to."""
+    server = Server()
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    monkeypatch.setenv("WANDB_API_KEY", 40 * "x")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    for name in ("CONFIG", "CACHE"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name))
+    yield server
+    server.stop()
+    assert server.unknown == [] and server.broken == []
+
+
 def test_one_worker_on_ray_equals_local_and_a_nan_cell_fails_alone(
-    study: Callable[..., Path], tmp_path: Path
+    study: Callable[..., Path], tmp_path: Path, dashboard: Server
 ) -> None:
     wild = supervised(optimizer={"lr": 1e9})
     path = study(
         pretraining=[supervised(), wild, "none", "raw_pixels"],
         runtime={"lanes": 1},
-        tracking={"wandb": {"mode": "offline"}},
+        tracking={"wandb": {"mode": "online"}},
     )
     process = start(path, tmp_path / "ray")
     code, out, err = finish(process)
     assert code == 1, (out, err)
     assert "failed: pretrain" in err and "the loss is" in err
     assert all(line.startswith("failed: ") for line in err.splitlines()), err  # Ray keeps quiet
-    assert run_here(path, tmp_path / "local") == 1
+    offline = ("--set", "tracking.wandb.mode=offline")
+    assert run_here(path, tmp_path / "local", *offline) == 1
     assert what_was_computed(tmp_path / "ray") == what_was_computed(tmp_path / "local")
     assert weights(tmp_path / "ray") == weights(tmp_path / "local")
     statuses = [r.status for r in results(tmp_path / "ray")]
     assert statuses.count("failed") == 3 and statuses.count("done") == 5
-    offline = list((tmp_path / "ray" / "wandb").glob("offline-run-*"))
-    assert len(offline) == len(statuses) + 2  # the surrogate and the summary
+    written = list((tmp_path / "local" / "wandb").glob("offline-run-*"))
+    assert len(written) == len(statuses) + 2  # the surrogate and the summary
+    shown = dashboard.in_group("tiny")
+    assert sorted(run.state for run in shown) == 3 * ["failed"] + 5 * ["finished"]
+    trained = [r for r in shown if r.state == "finished" and r.config["objective"] == "supervised"]
+    assert len(trained) == 3
+    for run in trained:  # what the lanes reported
+        assert run.curve("pretrain/epoch") == [1, 2] and len(run.curve("pretrain/loss")) == 2
     assert not list((tmp_path / "ray" / "ray").iterdir())  # nothing of Ray's own is left
 
 

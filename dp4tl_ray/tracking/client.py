@@ -38,7 +38,7 @@ class Client:
         self.ready: Ready | None = None
         self.is_ready = threading.Event()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "dp4tl_ray.tracking.mirror"],
+            [sys.executable, "-m", "dp4tl_ray.tracking"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -1,17 +1,16 @@
-"""The process that talks to Weights & Biases. The only import of wandb.
+"""What the mirror does with what it is told.
 
-Runs are held open while something happens in them, and resumed later if need be. When the server
-stops answering, everything that it has not confirmed is written offline instead, from the start.
+Runs are held open while something happens in them, and resumed later if need be. They are ended
+side by side, because ending one is mostly waiting for the server. When the server stops answering,
+everything that it has not confirmed is written offline instead, from the start.
 """
 
 import contextlib
-import os
-import pickle
 import shutil
-import sys
-import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,36 +32,35 @@ from dp4tl_ray.tracking.messages import (
     Setup,
     Tracked,
 )
-from dp4tl_ray.tracking.server import create_sweep, host, refusal
+from dp4tl_ray.tracking.runs import KILLED, MISTAKES, begin, in_time
+from dp4tl_ray.tracking.server import create_sweep, host, outgrown, refusal
 
 MAX_OPEN = 32
-"""Runs held open at a time: each costs three threads."""
+"""Runs held open at a time, beside those that are being ended: each costs three threads."""
+SIDE_BY_SIDE = 12
+"""Runs that are being ended at a time; more gain little, as each takes 45 ms of a processor."""
 RENEWED_AFTER = 100
 """Runs after which the client's own helper is started anew: it keeps 80 KB of each."""
-PATIENCE_SECONDS = 20.0
-"""How long the server may take to accept a run, or the last of its data."""
-KILLED = 255
-"""Exit code that Weights & Biases shows as killed instead of failed."""
-MISTAKES = (ValueError, TypeError, KeyError, wandb.errors.UsageError)
-"""Errors that are not the server's."""
-SETTINGS: dict[str, Any] = {
-    "silent": True,
-    "console": "off",
-    "disable_git": True,
-    "save_code": False,
-    "symlink": False,
-    "x_disable_machine_info": True,
-    "x_disable_meta": True,  # the command line among it
-    "x_disable_stats": True,
-    "x_save_requirements": False,
-    "init_timeout": float(os.environ.get("WANDB_INIT_TIMEOUT", PATIENCE_SECONDS)),
-    "finish_timeout": float(os.environ.get("WANDB_FINISH_TIMEOUT", PATIENCE_SECONDS)),
-    "finish_timeout_raises": True,
-}
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A run that is being ended."""
+
+    entry: Entry
+    outcome: str
+    write: Callable[[Any], int]
+    """Puts what is left into the run, and returns its exit code."""
+    makes: frozenset[str] = frozenset()
+    uses: frozenset[str] = frozenset()
+    """Names of artifacts."""
 
 
 class Mirror:
-    """Runs of one study."""
+    """Runs of one study.
+
+    Messages are taken in one thread. A run that is being ended belongs to a thread of its own.
+    """
 
     def __init__(self, setup: Setup, answer: Callable[[Answer], None]) -> None:
         self.setup, self.answer = setup, answer
@@ -78,6 +76,8 @@ class Mirror:
         """Those that are open, the one that was idle for longest first."""
         self.sent: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         """Run -> step -> rows that it has."""
+        self.threads = ThreadPoolExecutor(SIDE_BY_SIDE)
+        self.ending: dict[Future[None], Ending] = {}
         self.ended = 0
         """Runs since the client's helper was started."""
         self.url = ""
@@ -94,31 +94,47 @@ class Mirror:
         # a sweep that exists can be joined offline, too: the runs say so when they are sent
         known = self.setup.sweep_ids
         self.sweep_id = known.get(self.destination) or next(iter(known.values()), None)
-        if self.mode == "online" and self.setup.sweep and self.destination not in known:
-            try:
-                self.sweep_id = create_sweep(self.setup)
-            except Exception as error:  # a dashboard less
-                self.sweep_id = None
-                self.answer(Said(f"the sweep was not created: {error}"))
+        if self.mode == "online" and self.setup.sweep:
+            self._join_sweep(known.get(self.destination))
         return Ready(self.mode, self.destination, why, self.sweep_id)
 
-    def _go_offline(self, error: Exception) -> None:
+    def _join_sweep(self, known: str | None) -> None:
+        """Create the sweep, or say what it lacks."""
+        try:
+            if known is None:
+                self.sweep_id = None  # another destination's
+                self.sweep_id = create_sweep(self.setup)
+            elif axes := outgrown(self.setup, known):
+                what = f"the sweep {known} lists fewer values of {', '.join(axes)} than the study"
+                self.answer(Said(f"{what}, whose cells all join it"))
+        except Exception as error:  # a dashboard less
+            self.answer(Said(f"the sweep {known or 'that was to be'} cannot be had: {error}"))
+
+    def _go_offline(self, error: BaseException) -> None:
         """Give up on the server: what it has not confirmed is written again, here."""
         self.mode, self.destination = "offline", "offline"
         self.answer(Said(f"the server stopped answering ({error}); what it lacks is kept"))
         self.open.clear()
         self.sent.clear()
         with contextlib.suppress(Exception):
-            wandb.teardown()  # waits for all open runs together, as long as for one
+            # waits for all open runs together; without end if a question to the server is retried
+            in_time(wandb.teardown)
+        self.ended = 0
         for id in self.entries:
             self._remove(f"run-*-{id}")
 
-    def fail(self, error: Exception) -> None:
+    def _is_away(self, error: BaseException) -> bool:
+        """Whether an error says that the server stopped answering."""
+        return self.mode == "online" and not isinstance(error, MISTAKES)
+
+    def fail(self, error: BaseException) -> None:
         """Go on after something went wrong."""
-        if self.mode == "online" and not isinstance(error, MISTAKES):
-            self._go_offline(error)
-        else:
+        if not self._is_away(error):
             self.answer(Said(f"{error}; results.jsonl is whole"))
+            return
+        self._settle()  # it may have taken some of what is under way
+        if self.mode == "online":
+            self._go_offline(error)
 
     # -- runs --------------------------------------------------------------------------------------
 
@@ -134,69 +150,90 @@ class Mirror:
                 if self.mode == "online" and (entry := self.entries.get(self.owners.get(key, ""))):
                     self._show(self._run(entry), entry)
             case End():
-                self._whole(self.entries[message.id], message.outcome, self._ender(message))
-                del self.entries[message.id]
+                self._end(self._ending(message))
             case Overview(entry, outcome):
-                self._whole(entry, outcome, self._drawer(message))
+                self._settle()  # a summary comes last
+                self._end(Ending(entry, outcome, partial(_draw, message)))
             case Setup():
                 raise ValueError("out of turn")
 
-    def _whole(self, entry: Entry, outcome: str, write: Callable[[Any, Entry], int]) -> None:
-        """Write a run to its end; if the server does not take it, offline."""
-        if self.mode == "offline" and self.setup.written.get(entry.id) == outcome:
-            return  # with its curves, which a rerun does not have
-        try:
-            self._finish(entry, write)
-        except Exception as error:
-            if self.mode == "offline" or isinstance(error, MISTAKES):
-                raise
-            self._go_offline(error)
-            self._remove(f"run-*-{entry.id}")
-            self._whole(entry, outcome, write)
-            return
-        self.answer(Tracked(entry.id, outcome, self.destination))
+    def _ending(self, end: End) -> Ending:
+        entry = self.entries.pop(end.id)
+        made, used = ([i.name for i in end.items if i.made is made] for made in (True, False))
+        write = partial(self._complete, entry, end)
+        return Ending(entry, end.outcome, write, frozenset(made), frozenset(used))
 
-    def _finish(self, entry: Entry, write: Callable[[Any, Entry], int]) -> None:
-        run = self._run(entry)
-        code = _in_time(partial(write, run, entry))
+    def _end(self, ending: Ending) -> None:
+        """Begin to end a run, as soon as not too many others are being ended."""
+        self._settle(SIDE_BY_SIDE - 1)
+        if ending.entry.id not in self.open:
+            self._renew()
+        if self.mode == "offline" and self.setup.written.get(ending.entry.id) == ending.outcome:
+            return  # with its curves, which a rerun does not have
+        run = self.open.pop(ending.entry.id, None)
+        # the first that brings an artifact is shown as the run that made it
+        makers = [future for future, e in self.ending.items() if e.makes & ending.uses]
+        self.ending[self.threads.submit(self._finish, ending, run, makers)] = ending
+
+    def _settle(self, most: int = 0) -> None:
+        """Wait until at most so many runs are being ended; write offline what the server lacks."""
+        lost: list[tuple[Ending, BaseException]] = []
+        while len(self.ending) > (0 if lost else most):
+            for future in wait(self.ending, return_when=FIRST_COMPLETED).done:
+                ending, error = self.ending.pop(future), future.exception()
+                if error is None:
+                    self.ended += 1
+                elif self._is_away(error):
+                    lost.append((ending, error))
+                else:
+                    self.fail(error)
+        if lost:
+            self._go_offline(lost[0][1])
+        for ending, _ in lost:
+            self._remove(f"run-*-{ending.entry.id}")
+            self._end(ending)
+
+    def _finish(self, ending: Ending, run: Any, makers: Collection[Future[None]]) -> None:
+        """Write a run to its end; in a thread of its own, and nothing else happens in the run."""
+        id = ending.entry.id
+        run = run or self._init(ending.entry)
+        wait(makers)
+        for error in (maker.exception() for maker in makers):
+            if error is not None and self._is_away(error):
+                raise error  # rather than wait as long again
+        try:
+            code = ending.write(run)
+        except MISTAKES:
+            run.finish(exit_code=KILLED)
+            raise
         folder = Path(run.dir).parent
-        self.open.pop(entry.id, None)
         run.finish(exit_code=code)
         if self.mode == "online":
-            self._remove(f"run-*-{entry.id}")  # the server has it
-        self._remove(f"offline-run-*-{entry.id}", folder)  # as it was before
-        self.sent.pop(entry.id, None)
-        self.ended += 1
-        if self.ended >= RENEWED_AFTER and not self.open:
-            wandb.teardown()
-            self.ended = 0
+            self._remove(f"run-*-{id}")  # the server has it
+        self._remove(f"offline-run-*-{id}", folder)  # as it was before
+        self.sent.pop(id, None)
+        self.answer(Tracked(id, ending.outcome, self.destination))
 
-    def _ender(self, end: End) -> Callable[[Any, Entry], int]:
-        def write(run: Any, entry: Entry) -> int:
-            self._show(run, entry)
-            if end.reused and not run.resumed:
-                run.tags = (*(run.tags or ()), "reused")
-                run.config.update({"reused": [*end.reused]})
-            run.summary.update(end.summary)
-            for item in end.items:
-                try:
-                    attach(run, item, offline=self.mode == "offline")
-                except Exception as error:  # the run is worth more
-                    self.answer(Said(f"artifact {item.name}: {error}"))
-            return int(end.failed)
-
-        return write
-
-    def _drawer(self, overview: Overview) -> Callable[[Any, Entry], int]:
-        def write(run: Any, entry: Entry) -> int:
-            draw(run, overview)
-            return 0
-
-        return write
+    def _complete(self, entry: Entry, end: End, run: Any) -> int:
+        """Put into a run what its cell came to."""
+        self._show(run, entry)
+        if end.reused and not run.resumed:
+            run.tags = (*(run.tags or ()), "reused")
+            run.config.update({"reused": [*end.reused]})
+        run.summary.update(end.summary)
+        for item in end.items:
+            try:
+                in_time(partial(attach, run, item, offline=self.mode == "offline"))
+            except TimeoutError:
+                raise
+            except Exception as error:  # the run is worth more
+                self.answer(Said(f"artifact {item.name}: {error}"))
+        return int(end.failed)
 
     def _run(self, entry: Entry) -> Any:
         """Return a run, opened or resumed if need be."""
         if entry.id not in self.open:
+            self._renew()
             self.open[entry.id] = self._init(entry)
             if len(self.open) > MAX_OPEN:
                 _, idle = self.open.popitem(last=False)
@@ -204,28 +241,15 @@ class Mirror:
         self.open.move_to_end(entry.id)
         return self.open[entry.id]
 
+    def _renew(self) -> None:
+        """Start the client's own helper anew, if it has served long and nothing is open."""
+        if self.ended >= RENEWED_AFTER and not self.open:
+            self._settle()
+            wandb.teardown()
+            self.ended = 0
+
     def _init(self, entry: Entry) -> Any:
-        # an overview is drawn afresh; everything else goes on
-        goes_on = self.mode == "online" and entry.job_type != "summary"
-        run = wandb.init(
-            id=entry.id,
-            name=entry.name,
-            project=self.setup.project,
-            entity=self.setup.entity,
-            group=self.setup.group,
-            job_type=entry.job_type,
-            tags=entry.tags,
-            config=entry.config,
-            dir=self.setup.folder,
-            mode=self.mode,
-            resume="allow" if goes_on else None,
-            reinit="create_new",
-            settings=wandb.Settings(sweep_id=self.sweep_id if entry.in_sweep else None, **SETTINGS),
-        )
-        for curve in entry.curves.values():
-            x = f"{curve.prefix}/{curve.x}"
-            run.define_metric(x, hidden=True)
-            run.define_metric(f"{curve.prefix}/*", step_metric=x)
+        run = begin(entry, self.setup, self.mode, self.sweep_id)
         if not self.url and self.mode == "online":
             self.url = run.sweep_url or run.project_url or ""
             self.answer(Said(self.url, url=True))
@@ -248,65 +272,12 @@ class Mirror:
 
     def close(self) -> None:
         """End the runs whose cells have not ended: they were interrupted, and will be resumed."""
-        for run in self.open.values():
-            with contextlib.suppress(Exception):
-                run.finish(exit_code=KILLED)
+        self._settle()
+        wait([self.threads.submit(run.finish, exit_code=KILLED) for run in self.open.values()])
         with contextlib.suppress(Exception):
-            wandb.teardown()
+            in_time(wandb.teardown)
 
 
-def _in_time(work: Callable[[], int]) -> int:
-    """Do what may block: the client waits for an artifact without end.
-
-    Raises:
-        TimeoutError: It is not done; whatever it waits for, nobody does any longer.
-    """
-    done: list[int | Exception] = []
-
-    def do() -> None:
-        try:
-            done.append(work())
-        except Exception as error:
-            done.append(error)
-
-    thread = threading.Thread(target=do, daemon=True)
-    thread.start()
-    thread.join(SETTINGS["finish_timeout"])
-    if not done:
-        raise TimeoutError("it did not take an artifact in time")
-    if isinstance(done[0], Exception):
-        raise done[0]
-    return done[0]
-
-
-def main() -> None:
-    """Mirror what comes in by standard input, until it ends; answer by standard output."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever is printed is no answer
-
-    def answer(what: Answer) -> None:
-        with contextlib.suppress(BrokenPipeError):  # the driver is gone; what it said still counts
-            pickle.dump(what, answers)
-            answers.flush()
-
-    messages = _messages()
-    setup = next(messages)
-    assert isinstance(setup, Setup)
-    mirror = Mirror(setup, answer)
-    answer(mirror.prepare())
-    for message in messages:
-        try:
-            mirror.take(message)
-        except Exception as error:  # wandb raises many kinds; the next run may do better
-            mirror.fail(error)
-    mirror.close()
-
-
-def _messages() -> Iterator[Message]:
-    with contextlib.suppress(EOFError):
-        while True:
-            yield pickle.load(sys.stdin.buffer)
-
-
-if __name__ == "__main__":
-    main()
+def _draw(overview: Overview, run: Any) -> int:
+    in_time(partial(draw, run, overview))
+    return 0

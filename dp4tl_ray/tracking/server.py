@@ -2,6 +2,7 @@
 
 import urllib.error
 import urllib.request
+from typing import Any
 
 import wandb
 
@@ -31,6 +32,22 @@ def refusal() -> str:
     except Exception as error:  # of many kinds, each with its reason
         return str(error)
     return ""
+
+
+def outgrown(setup: Setup, sweep_id: str) -> list[str]:
+    """Return the axes that have got values since the study's sweep was created.
+
+    The server lets only sweeps change that no run has joined.
+    """
+    assert setup.sweep is not None
+    api: Any = wandb.Api()
+    path = f"{setup.entity or api.default_entity}/{setup.project}/{sweep_id}"
+    known = api.sweep(path).config["parameters"]
+    return [
+        name
+        for name, axis in setup.sweep["parameters"].items()
+        if not set(axis["values"]) <= set(known.get(name, {}).get("values", ()))
+    ]
 
 
 def create_sweep(setup: Setup) -> str | None:

@@ -72,13 +72,7 @@ class Tracker:
     # -- the study ---------------------------------------------------------------------------------
 
     def __enter__(self) -> "Tracker":
-        """Find out whether the server is there, before any work; offline there is no hurry."""
-        if self.spec.mode == "online":
-            try:
-                self._start()
-            except OSError as error:
-                self._fail(error)
-                return self
+        """Begin to follow. Should the server not be there, that is said a second later."""
         self.thread.start()
         return self
 
@@ -128,8 +122,7 @@ class Tracker:
         """Let the mirror finish, as long as it gets on."""
         try:
             self.work.put(None)
-            if self.thread.is_alive():
-                self.thread.join()
+            self.thread.join()
             if self.client is not None and not self.client.end():
                 self._fail(OSError("the mirror did not come to an end"))
         except KeyboardInterrupt:  # once more: it is taken at its word
@@ -169,6 +162,8 @@ class Tracker:
     def _run(self) -> None:
         """Pass on what was heard, in order, until told that there is no more."""
         try:
+            if self.spec.mode == "online":
+                self._start()  # at once, so that people learn early where their runs go
             while (heard := self.work.get()) is not None:
                 if isinstance(heard, tuple):
                     self._finish(*heard)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -24,9 +25,12 @@ from tests.processes import descendants
 CELLS, ROUNDS = 50, 3
 PRETRAIN_EPOCHS = 100
 """Some three seconds each, as little as the smallest pretrainings of a study. All transfers come
-after them and take hundredths of a second here, less than it takes to send their runs: the study
-waits for the mirror in the end, a quarter of a second per cell."""
-EARLY, LATE, EPOCHS = 50, 200, 10
+after them and take hundredths of a second here, less than it takes to end their runs: what the
+study waits for is the mirror in the end."""
+LATENCY = 0.04
+"""Seconds from a question to its answer, as from a server some thousand kilometres away."""
+RUNS, EARLY, LATE, EPOCHS = 220, 50, 200, 10
+"""Memory is compared while as many runs are under way."""
 
 
 def tracking_cost() -> Iterator[Figure]:
@@ -40,29 +44,40 @@ def tracking_cost() -> Iterator[Figure]:
             "source": str(write_folder(Path(folder, "source"), range(6), 24, seed=0)),
             "target": str(write_folder(Path(folder, "target"), range(1, 4), 30, seed=1)),
         }
-        seconds: dict[str, list[float]] = {"disabled": [], "offline": [], "online": []}
+        modes = ("disabled", "offline", "online")
+        seconds: dict[str, list[float]] = {mode: [] for mode in modes}
+        processor: dict[str, list[float]] = {mode: [] for mode in modes}
         for n in range(ROUNDS):
-            for mode, taken in seconds.items():
-                taken.append(_study_seconds(mode, pictures, Path(folder, f"{mode}{n}")))
+            for mode in modes:
+                before, store = _processor_seconds(), Path(folder, f"{mode}{n}")
+                seconds[mode].append(_study_seconds(mode, pictures, store))
+                processor[mode].append(_processor_seconds() - before)
         plain = median(seconds["disabled"])
         for mode in ("offline", "online"):
-            tracked = median(seconds[mode])
-            spread = f"{min(seconds[mode]):.1f} to {max(seconds[mode]):.1f} in {ROUNDS} rounds"
-            unit = f"s for {CELLS} cells vs tracking disabled ({spread})"
+            tracked, pairs = (
+                median(seconds[mode]),
+                zip(seconds[mode], seconds["disabled"], strict=True),
+            )
+            ratios = ", ".join(f"{ours / theirs:.3f}" for ours, theirs in pairs)
+            unit = f"s for {CELLS} cells vs tracking disabled (by round: {ratios})"
             yield figure(f"study_{mode}", tracked, plain, unit)
             unit = "s of wall time per cell vs the limit"
             yield figure(f"overhead_{mode}", (tracked - plain) / CELLS, 0.5, unit)
+            unit = "s of a processor for mirror and client vs the study's wall time"
+            yield figure(f"processor_{mode}", median(processor[mode]), plain, unit)
         yield from _mirror(Path(folder, "mirror"))
 
 
 @contextlib.contextmanager
 def _server() -> Iterator[str]:
     """Start the loopback server in a process of its own; gives its address."""
-    command = [sys.executable, "-m", "tests.loopback_wandb.server"]
+    command = [sys.executable, "-m", "tests.loopback_wandb.server", str(LATENCY)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        yield process.stdout.readline().strip()
-        process.kill()
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.kill()
 
 
 def _environment(folder: str) -> dict[str, str]:
@@ -72,6 +87,12 @@ def _environment(folder: str) -> dict[str, str]:
         "WANDB_CONFIG_DIR": f"{folder}/config",
         "WANDB_CACHE_DIR": f"{folder}/cache",
     }
+
+
+def _processor_seconds() -> float:
+    """Return what processes took that this one has started and waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _study_seconds(mode: str, pictures: dict[str, str], store: Path) -> float:
@@ -94,7 +115,7 @@ def _study_seconds(mode: str, pictures: dict[str, str], store: Path) -> float:
 
 
 def _mirror(folder: Path) -> Iterator[Figure]:
-    """Track 200 cells as fast as one mirror can."""
+    """Track cells as fast as one mirror can."""
     folder.mkdir()
     tracked: list[tuple[float, float]] = []
 
@@ -106,13 +127,13 @@ def _mirror(folder: Path) -> Iterator[Figure]:
         client = Client(Setup("online", "bench", None, "bench", folder), log, listen)
     client.wait()
     started = time.perf_counter()
-    for n in range(LATE):
+    for n in range(RUNS):
         curves = {f"step{n}": Curve("pretrain", "epoch")}
         client.send(Entry(f"cell{n}", f"cell{n}", "finetune", ("a",), {"seed": n}, curves))
         for epoch in range(EPOCHS):
             client.send(Row(f"step{n}", {"epoch": epoch, "loss": 1 / (epoch + 1)}))
         client.send(End(f"cell{n}", "done", False, {"accuracy": 0.5, "num_kept": n}))
-    assert client.end() and len(tracked) == LATE
+    assert client.end() and len(tracked) == RUNS
     (_, early), (late_at, late) = tracked[EARLY - 1], tracked[LATE - 1]
     unit = "s of the mirror per cell vs the limit"
     yield figure("mirror_per_cell", (late_at - started) / LATE, 0.5, unit)

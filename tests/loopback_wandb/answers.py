@@ -84,11 +84,13 @@ class Answers:
         """Whether it knows no key."""
         self.operations: dict[str, Callable[[Variables], Any]] = {
             "Viewer": self.viewer,
+            "GetDefaultEntity": self.viewer,
             "ServerFeaturesQuery": lambda v: {"serverInfo": {"features": []}},
             "RunResumeStatus": self.resume_status,
             "UpsertBucket": self.upsert_run,
             "CreateRunFiles": self.create_files,
             "UpsertSweep": self.upsert_sweep,
+            "GetSweep": lambda v: self.sweep_with_runs({"sweep": v["name"]}),
             "CreateAgent": self.create_agent,
             "Heartbeat": self.heartbeat,
             "SweepWithRuns": self.sweep_with_runs,
@@ -103,6 +105,9 @@ class Answers:
 
     def in_group(self, group: str, job_type: str = "finetune") -> list[Run]:
         return [r for r in self.runs.values() if r.group == group and r.job_type == job_type]
+
+    def ended(self) -> list[Run]:
+        return [run for run in self.runs.values() if run.exit_code is not None]
 
     # -- who ---------------------------------------------------------------------------------------
 
@@ -194,6 +199,7 @@ class Answers:
     def sweep_with_runs(self, v: Variables) -> Any:
         sweep = self.sweeps[v["sweep"]]
         about = {"id": sweep.name, "name": sweep.name, "method": "grid", "state": "RUNNING"}
+        about |= {"__typename": "Sweep"}
         empty = ("description", "heartbeatAt", "updatedAt", "bestLoss", "controller", "scheduler")
         return {
             "project": {

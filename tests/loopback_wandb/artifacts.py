@@ -23,6 +23,8 @@ class Version:
     digest: str
     metadata: str
     number: int
+    made_by: str | None
+    """The run that logged it before any other run used it."""
     state: str = "PENDING"
     files: list[str] = field(default_factory=list)
 
@@ -57,9 +59,9 @@ class Artifacts:
         if (id := next(same, None)) is None:
             id = identity("Artifact", secrets.token_hex(5))
             number = sum(a.name == name for a in self.versions.values())
-            self.versions[id] = Version(
-                name, given["artifactTypeName"], digest, given.get("metadata") or "{}", number
-            )
+            kind, metadata = given["artifactTypeName"], given.get("metadata") or "{}"
+            maker = given.get("runName")
+            self.versions[id] = Version(name, kind, digest, metadata, number, maker)
         if given.get("runName"):  # null where a run brings what it is going to use
             runs[given["runName"]].logged.append(name)
         version = self.versions[id]

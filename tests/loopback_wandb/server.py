@@ -3,7 +3,9 @@
 import gzip
 import json
 import re
+import sys
 import threading
+import time
 import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -19,10 +21,12 @@ class Server(Answers):
 
     def __init__(self) -> None:
         super().__init__()
+        self.latency = 0.0
+        """Seconds that what is sent is under way, and its answer."""
         self.dead = False
         """Whether it drops every connection, as a server that has died."""
         self.dies_after = 1_000_000
-        """Calls that it answers before it dies."""
+        """Runs that it takes to their end before it dies."""
         self.http = _Http(("127.0.0.1", 0), _Handler)
         self.http.state = self
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
@@ -38,7 +42,6 @@ class Server(Answers):
         operation = request.get("operationName") or (found[1] if found else "?")
         with self.lock:
             self.calls.append(operation)
-            self.dead = self.dead or len(self.calls) > self.dies_after
             try:
                 return {"data": self.answer(operation, variables)}
             except UnknownError as error:
@@ -56,12 +59,14 @@ class _Http(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or a body waits 40 ms for the client to confirm its head
     server: _Http
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
     def _body(self) -> bytes:
+        time.sleep(self.server.state.latency)
         if self.headers.get("transfer-encoding") == "chunked":
             body = b""
             while size := int(self.rfile.readline().strip() or b"0", 16):
@@ -89,9 +94,11 @@ class _Handler(BaseHTTPRequestHandler):
             if self.path == "/graphql":
                 self._send(state.graphql(json.loads(body)))
             elif stream := STREAM.fullmatch(self.path):
-                if not state.dead:
-                    state.stream(unquote(stream[3]), json.loads(body))
-                self._send({"exitcode": None, "limits": {}})
+                with state.lock:  # it dies between two answers
+                    if not state.dead:
+                        state.stream(unquote(stream[3]), json.loads(body))
+                    self._send({"exitcode": None, "limits": {}})
+                    state.dead = len(state.ended()) >= state.dies_after
             else:
                 self._send({}, 404)
         except Exception:
@@ -108,5 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":  # in a process of its own, which takes no time of the study's
-    print(Server().url, flush=True)
+    server = Server()
+    server.latency = float(sys.argv[1])
+    print(server.url, flush=True)
     threading.Event().wait()
