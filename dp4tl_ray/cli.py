@@ -35,13 +35,13 @@ formats, and the file that each writes beside manifest.json:
   npy                   kept.npy: indices into the source, int64, ascending
   txt                   kept.txt: ids, one per line, most wanted first
   csv                   kept.csv: index, id, class_index, class_name, score, rank (0 is the first)
-  imagefolder-symlinks  train/CLASS/...: links to the pictures of a source of type image_folder
+  imagefolder-symlinks  train/CLASS/...: links to the pictures, where each is a file
   ffcv-indices          kept.indices: a tensor for ffcv.loader.Loader(indices=...)
   hf                    kept.jsonl: the columns of csv, for datasets.load_dataset("json", ...)
   dp4tl                 kept.json: for `methods: [{method: given, path: kept.json}]`
 
-The source's order is that of torchvision's ImageFolder on its training folder, where no class has
-folders of its own; a .beton must have been written in it.
+Of image_folder and imagenet the source's order is that of torchvision's ImageFolder on the training
+folder, where no class has folders of its own; a .beton must have been written in it.
 
   dp4tl export STUDY --method label_mapping --ratio 0.5 --target pets --format npy --out kept
 """
@@ -385,7 +385,8 @@ def _data(study: "Study", store: "Store", args: argparse.Namespace) -> int:
             from dp4tl_ray.sweep import plan_study
             from dp4tl_ray.warm import warm_study
 
-            for name, pictures, size in warm_study(plan_study(study), store):
+            plan = plan_study(study, absent=[], store=store)  # the packed pictures are enough
+            for name, pictures, size in warm_study(plan, store):
                 print(f"{name}: {pictures:,} pictures, {size / 2**20:,.1f} MiB")
     return 0
 

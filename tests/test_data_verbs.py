@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dp4tl_ray import store as store_module
 from dp4tl_ray.cli import main
 from dp4tl_ray.data import pack as packing
+from dp4tl_ray.data.pictures import DatasetError
+from dp4tl_ray.stages.bench import images_of
 from dp4tl_ray.store import Store, open_store
 from dp4tl_ray.sweep import plan_study
 from dp4tl_ray.warm import warm_study
@@ -168,6 +171,29 @@ def test_warm_reads_the_bytes_of_what_is_kept_and_no_others(
     }  # fmt: skip
     whole = warmed(pruning_ratios=[0.0, 0.75], pretraining=[supervised()])
     assert whole["source image_folder"] == (144, 144 * 256)
+
+
+@pytest.mark.parametrize("limit", [0, 2**30])
+def test_large_datasets_are_compared_picture_by_picture(
+    pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    plan = plan_study(tiny_study(pictures), "data")
+    _run(plan, open_store(str(tmp_path)))
+    [step] = [s for s in plan.steps.values() if getattr(s.spec, "role", "") == "source"]
+    shard = open_store(str(tmp_path)).folder(step) / "images-00000.npy"
+    content = bytearray(shard.read_bytes())
+    content[128 + 7 * 256] ^= 1
+    shard.write_bytes(content)
+    monkeypatch.setattr(store_module, "READ_WHOLE", limit)
+    found = open_store(str(tmp_path)).find(step)
+    assert (found is None) == (limit > 0)  # a small one is read as a whole when it is opened
+    if found is not None:
+        images = images_of(found)
+        assert len(images[np.array([6, 8])]) == 2
+        with pytest.raises(DatasetError, match="picture 7 does not match its checksum"):
+            images[np.array([7])]
+    shard.write_bytes(content[:-1])
+    assert open_store(str(tmp_path)).find(step) is None
 
 
 def _run(plan: Any, store: Store) -> None:
