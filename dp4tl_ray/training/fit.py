@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dp4tl_ray.algorithms.schedules import lr_factor
+from dp4tl_ray.data.packed import JPEGImages
 from dp4tl_ray.specs.adversarial import Standard
 from dp4tl_ray.specs.self_supervised import AnySelfSupervised
 from dp4tl_ray.specs.training import Optimizer, Recipe, Training
@@ -34,7 +35,8 @@ from dp4tl_ray.training.worker import Worker
 T = TypeVar("T")
 
 WORTH_A_THREAD = 2**20
-"""Bytes of a worker's images per batch from which a thread gathers them ahead on a CPU."""
+"""Bytes of a worker's images per batch from which a thread gathers them ahead on a CPU; what is
+decoded always is."""
 
 
 class Halted(Exception):
@@ -178,7 +180,8 @@ class _Run:
         gathered = self._gather()
         image_bytes = math.prod(self.examples.images.shape[1:])
         batch_bytes = (self.objective.rows.stop - self.objective.rows.start) * image_bytes
-        if self.worker.device.type == "cuda" or batch_bytes >= WORTH_A_THREAD:
+        decodes = isinstance(self.examples.images, JPEGImages)
+        if decodes or self.worker.device.type == "cuda" or batch_bytes >= WORTH_A_THREAD:
             return ahead(gathered)
         return contextlib.nullcontext(gathered)
 
