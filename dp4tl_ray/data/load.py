@@ -2,6 +2,7 @@
 
 import glob
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import assert_never
 
@@ -59,7 +60,8 @@ def open_pictures(spec: Dataset, role: Role) -> Pictures:
     if len(set(pictures.ids)) != len(pictures):
         raise DatasetError(f"{spec.dataset}: two pictures of {spec.path} have the same id")
     if role == "source":
-        pictures = pictures.take(pictures.rows("train"))
+        # what a source lists is its train split
+        pictures = replace(pictures.take(pictures.rows("train")), listed_rows=None)
     if spec.exclude is not None:
         pictures = without(pictures, Path(spec.exclude))
     return pictures if role == "source" else with_all_splits(pictures)

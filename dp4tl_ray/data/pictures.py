@@ -37,6 +37,9 @@ class Pictures:
     version: str = ""
     """What else identifies the content, such as a revision, or who has listed it."""
 
+    listed_rows: npt.NDArray[np.int64] | None = None
+    """Row of each among all that its role lists, (N,), where some were left out."""
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -55,6 +58,7 @@ class Pictures:
 
     def take(self, rows: npt.NDArray[np.int64]) -> "Pictures":
         """Return some of the pictures, with all class names."""
+        before = np.arange(len(self)) if self.listed_rows is None else self.listed_rows
         return replace(
             self,
             ids=[self.ids[row] for row in rows],
@@ -63,6 +67,7 @@ class Pictures:
             read=lambda i: self.read(int(rows[i])),
             files=[self.files[row] for row in rows] if self.one_file_each else self.files,
             groups=None if self.groups is None else self.groups[rows],
+            listed_rows=before[rows],
         )
 
 

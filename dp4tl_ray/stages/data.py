@@ -29,6 +29,8 @@ def run_data(spec: DataStep, job: Job) -> Metrics:
     bench.array("addresses", index.addresses)
     bench.array("labels", pictures.labels[kept])
     bench.array("splits", pictures.splits[kept])
+    everything = np.arange(len(pictures)) if pictures.listed_rows is None else pictures.listed_rows
+    bench.array("listed_rows", everything[kept])
     bench.array("statistics", _statistics(index))
     bench.json("ids", [pictures.ids[row] for row in kept])
     bench.json("class_names", pictures.class_names)
