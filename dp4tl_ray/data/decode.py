@@ -10,7 +10,7 @@ import numpy as np
 import simplejpeg
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from dp4tl_ray.data.images import Pixels
 
@@ -31,41 +31,58 @@ def decoded(content: bytes | Pixels, channels: int) -> Pixels:
     Raises:
         DecodeError: It is no picture, or damaged.
     """
+    if isinstance(content, np.ndarray):
+        return _with_channels(content, channels)
+    plain = plain_jpeg(content, channels)
+    return _by_pillow(content, channels) if plain is None else plain
+
+
+def plain_jpeg(content: bytes, channels: int) -> Pixels | None:
+    """Decode a JPEG that is grey or in the usual colour space, and without a flaw; None of others.
+
+    What has a flaw, such as bytes too many, may still be a picture to Pillow.
+    """
+    if not content.startswith(JPEG_START):
+        return None
     try:
-        if isinstance(content, np.ndarray):
-            return _with_channels(content, channels)
-        if content.startswith(JPEG_START) and _is_plain(content):
-            return decode_jpeg(content, channels)
+        if simplejpeg.decode_jpeg_header(content)[2] not in ("YCbCr", "Gray"):
+            return None
+        return decode_jpeg(content, channels)
+    except ValueError:
+        return None
+
+
+def _by_pillow(content: bytes, channels: int) -> Pixels:
+    try:
         with Image.open(io.BytesIO(content)) as file:
-            picture = file.convert("L" if channels == 1 else "RGB")
-        return np.asarray(picture, np.uint8).reshape(picture.height, picture.width, channels)
+            picture = _in_bytes(file).convert("L" if channels == 1 else "RGB")
+    except UnidentifiedImageError:  # whose message is the address of the bytes
+        raise DecodeError("does not decode: it is no picture that Pillow knows") from None
     except Exception as error:  # decoders raise what they like
         raise DecodeError(f"does not decode: {error}") from error
+    return np.array(picture, np.uint8).reshape(picture.height, picture.width, channels)
+
+
+def _in_bytes(picture: Image.Image) -> Image.Image:
+    """Bring 16 bits per value to 8, which Pillow would cut off at 255."""
+    if picture.mode == "F":
+        raise ValueError("its pixels are floats")
+    if not picture.mode.startswith("I"):
+        return picture
+    values = np.asarray(picture, np.int64)
+    return Image.fromarray((values.clip(0, 2**16 - 1) >> 8).astype(np.uint8))
 
 
 def _with_channels(pixels: Pixels, channels: int) -> Pixels:
     pixels = pixels if pixels.ndim == 3 else pixels[:, :, None]
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
-        raise ValueError(f"pixels are {pixels.dtype} of shape {pixels.shape}; uint8 is needed")
+        raise DecodeError(f"has pixels {pixels.dtype} of shape {pixels.shape}; uint8 is needed")
     if pixels.shape[2] == channels:
         return pixels
     mode = "L" if channels == 1 else "RGB"
     changed = np.asarray(Image.fromarray(pixels.squeeze(2) if channels == 3 else pixels)
                          .convert(mode), np.uint8)  # fmt: skip
     return changed.reshape(*pixels.shape[:2], channels)
-
-
-def _is_plain(content: bytes) -> bool:
-    """Say whether a JPEG is grey or in the usual colour space; Pillow takes the others."""
-    return simplejpeg.decode_jpeg_header(content)[2] in ("YCbCr", "Gray")
-
-
-def jpeg_size(content: bytes) -> tuple[int, int] | None:
-    """Return height and width of a JPEG that is grey or in the usual colour space, else None."""
-    if not content.startswith(JPEG_START):
-        return None
-    height, width, space, _ = simplejpeg.decode_jpeg_header(content)
-    return (height, width) if space in ("YCbCr", "Gray") else None
 
 
 def decode_jpeg(content: bytes | memoryview, channels: int) -> Pixels:

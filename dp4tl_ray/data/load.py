@@ -62,9 +62,9 @@ def open_pictures(spec: Dataset, role: Role) -> Pictures:
     if role == "source":
         # what a source lists is its train split
         pictures = replace(pictures.take(pictures.rows("train")), listed_rows=None)
-    if spec.exclude is not None:
-        pictures = without(pictures, Path(spec.exclude))
-    return pictures if role == "source" else with_all_splits(pictures)
+    else:  # before anything is left out, which must not move the others to another split
+        pictures = with_all_splits(pictures)
+    return pictures if spec.exclude is None else without(pictures, Path(spec.exclude))
 
 
 def _listed(spec: AnyOnDisk, role: Role) -> Pictures:

@@ -5,6 +5,7 @@ pixels of one size, `images-00000.jpegs` one JPEG after the other. What is known
 pictures is written next to it when it is whole, so that nobody packs it again.
 """
 
+import os
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from dp4tl_ray.data.decode import (
     DecodeError,
     decoded,
     encode_jpeg,
-    jpeg_size,
+    plain_jpeg,
     shorter_side,
     square,
 )
@@ -149,7 +150,7 @@ def pack_shard(
     write = partial(_write_raw if raw else _write_jpegs, contents(), packing)
     write_atomically(folder / packing.shard_name(number), write)
     index = Index(np.array(kept, np.int64), addresses[: len(kept)], sums, skipped)
-    _note(notes, number, index)
+    _note(notes, number, index, folder / packing.shard_name(number))
     return index
 
 
@@ -181,15 +182,16 @@ def _try(pictures: Pictures, packing: Packing, rows: range) -> list[_Packed | tu
 
 
 def _pack(row: int, content: bytes | Pixels, packing: Packing) -> _Packed:
-    picture = decoded(content, packing.channels)
+    channels = packing.channels
+    plain = plain_jpeg(content, channels) if isinstance(content, bytes) else None
+    picture = decoded(content, channels) if plain is None else plain
     if isinstance(packing.stored, Raw):
         picture = square(picture, packing.image_size)
         content = picture.tobytes()
     else:
-        short = packing.stored.short_side
-        small = min(picture.shape[:2]) <= short
-        picture = picture if small else shorter_side(picture, short)
-        if isinstance(content, np.ndarray) or not small or jpeg_size(content) is None:
+        small = min(picture.shape[:2]) <= packing.stored.short_side
+        picture = picture if small else shorter_side(picture, packing.stored.short_side)
+        if plain is None or not small or isinstance(content, np.ndarray):
             content = encode_jpeg(picture, packing.stored.quality)
     height, width, _ = picture.shape
     return _Packed(row, content, height, width, zlib.crc32(content), _sums(picture))
@@ -215,6 +217,7 @@ def _write_raw(contents: Iterator[bytes], packing: Packing, path: Path) -> None:
             file.write(content)
         file.seek(0)
         _npy_header(file, (total, *shape))
+        _to_disk(file)
 
 
 def _npy_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
@@ -226,12 +229,19 @@ def _npy_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
 def _write_jpegs(contents: Iterator[bytes], packing: Packing, path: Path) -> None:
     with path.open("wb") as file:
         file.writelines(contents)
+        _to_disk(file)
+
+
+def _to_disk(file: IO[bytes]) -> None:
+    """Wait until the disk has a shard, before it is noted to be whole."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 # -- what is known of whole shards -----------------------------------------------------------------
 
 
-def _note(notes: Path, number: int, index: Index) -> None:
+def _note(notes: Path, number: int, index: Index, shard: Path) -> None:
     notes.mkdir(parents=True, exist_ok=True)
     rows, reasons = [row for row, _ in index.skipped], [reason for _, reason in index.skipped]
 
@@ -239,6 +249,7 @@ def _note(notes: Path, number: int, index: Index) -> None:
         with path.open("wb") as file:
             np.savez(
                 file,
+                size=np.int64(shard.stat().st_size),
                 rows=index.rows,
                 addresses=index.addresses,
                 sums_2C=index.sums_2C,
@@ -255,6 +266,8 @@ def _noted(notes: Path, number: int, shard: Path) -> Index | None:
     if not (path.exists() and shard.exists()):
         return None
     with np.load(path, allow_pickle=False) as file:
+        if file["size"] != shard.stat().st_size:
+            return None
         skipped = zip(file["skipped"].tolist(), map(str, file["reasons"]), strict=True)
         return Index(file["rows"], file["addresses"], file["sums_2C"], [*skipped])
 

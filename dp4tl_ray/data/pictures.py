@@ -143,17 +143,19 @@ def split_at_random(labels_N: npt.NDArray[np.int64], shares: list[float]) -> npt
 
     Args:
         labels_N: Class of each example.
-        shares: Share of train, val and test; every class gives at least one example to each that
-            is not 0, as far as it has so many.
+        shares: Share of train, val and test. Every class gives at least one example to each that is
+            not 0, as far as it has so many: to train first, then to test, then to val.
     """
     splits_N = np.zeros(len(labels_N), np.int8)
     for label in np.unique(labels_N):
         members = np.random.default_rng([0, int(label)]).permutation(
             np.flatnonzero(labels_N == label)
         )
-        sizes = [max(1, round(share * len(members))) if share else 0 for share in shares[1:]]
-        for split, part in zip((1, 2), np.split(members, np.cumsum(sizes))[:2], strict=True):
-            splits_N[part] = split
+        val, test = (max(1, round(share * len(members))) if share else 0 for share in shares[1:])
+        test = min(test, len(members) - 1)
+        val = min(val, len(members) - 1 - test)
+        splits_N[members[:val]] = 1
+        splits_N[members[val : val + test]] = 2
     return splits_N
 
 

@@ -15,7 +15,7 @@ from dp4tl_ray.data.pictures import Pictures
 from dp4tl_ray.plan import PlannedStep
 from dp4tl_ray.runners.session import quiet, ray_session
 from dp4tl_ray.specs.steps import DataStep
-from dp4tl_ray.stages.data import notes_of, packing_of
+from dp4tl_ray.stages.data import check_unchanged, notes_of, packing_of
 from dp4tl_ray.store import Store
 
 Shard = tuple[DataStep, int, Path, Path]
@@ -86,4 +86,5 @@ def _pack(spec: DataStep, number: int, folder: Path, notes: Path) -> None:
 def _opened(spec: str) -> Pictures:
     """List a dataset once per process: of a million files that takes seconds."""
     step = DataStep.model_validate_json(spec)
+    check_unchanged(step)
     return open_pictures(step.dataset, step.role)

@@ -291,6 +291,15 @@ def known_as(dataset: Dataset) -> str:
     return dataset.dataset
 
 
+def too_small(dataset: Dataset) -> str:
+    """Say why pictures are not kept as large as they are needed; empty if they are."""
+    if isinstance(dataset, OnDisk) and isinstance(dataset.stored, JPEG):
+        short, size = dataset.stored.short_side, dataset.image_size
+        if short < size:
+            return f"stored: short_side {short} is less than image_size {size}"
+    return ""
+
+
 def channels(dataset: Dataset) -> int:
     """Return the number of channels of a dataset's images."""
     return dataset.channels if isinstance(dataset, OnDisk) else 1

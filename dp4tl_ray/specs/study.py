@@ -7,7 +7,7 @@ from pydantic_core import PydanticCustomError
 
 from dp4tl_ray.specs.adversarial import Adversarial, Attacked, Checks, Free, Standard
 from dp4tl_ray.specs.base import Axis, Count, Natural, Spec, Whole
-from dp4tl_ray.specs.data import OnDisk, Source, Target, channels, known_as
+from dp4tl_ray.specs.data import OnDisk, Source, Target, channels, known_as, too_small
 from dp4tl_ray.specs.method import AnyMethod, Method, contradiction, demands, within
 from dp4tl_ray.specs.network import AnyNetwork, SmallResNet, TorchvisionResNet, problem
 from dp4tl_ray.specs.pretraining import (
@@ -219,8 +219,12 @@ class Study(Spec):
             )
 
     def _targets_match_source(self) -> None:
-        """Refuse images that one network cannot take both of."""
+        """Refuse images that one network cannot take both of, or that are kept too small."""
+        if wrong := too_small(self.source):
+            raise _rule("source", wrong)
         for n, target in enumerate(self.targets, start=1):
+            if wrong := too_small(target):
+                raise _rule("targets", wrong, n)
             if target.image_size != self.source.image_size:
                 raise _rule(
                     "targets",

@@ -116,11 +116,18 @@ class Augmentation(Spec):
     """Probability that all pixels above one half are inverted."""
 
 
-COMPLETED = ("optimizer", "schedule", "augmentation", "second_augmentation", "batch_norm")
+COMPLETED = (
+    "network",
+    "optimizer",
+    "schedule",
+    "augmentation",
+    "second_augmentation",
+    "batch_norm",
+)
 
 
 class Resolution(Spec):
-    """Progressive resizing: training images grow, and are read whole in the end.
+    """Progressive resizing: training images grow.
 
     Early steps are cheaper; what is trained is evaluated at the images' full size. The paper's, as
     in ffcv-imagenet: 160 pixels, and 192 from three quarters of the budget on, beside 256.
@@ -146,8 +153,8 @@ class Resolution(Spec):
 class Training(Spec, json_schema_extra=_require_tags):
     """What every training of a network has. Defaults are those of the paper's 16-epoch recipe.
 
-    What a study leaves out of `optimizer`, `schedule`, `batch_norm` and the augmentations is the
-    objective's own default.
+    What a study leaves out of `optimizer`, `schedule`, `batch_norm`, the augmentations and a
+    network of the same architecture is the objective's own default.
     """
 
     @model_validator(mode="before")
@@ -157,10 +164,14 @@ class Training(Spec, json_schema_extra=_require_tags):
         if not isinstance(data, dict):
             return data
         own = {n: field.default for n, field in cls.model_fields.items() if n in COMPLETED}
+        written = {n: {"arch": v} if isinstance(v, str) else v for n, v in data.items() if n in own}
         completed = {
-            name: {**default.model_dump(), **data[name]}
+            name: {**default.model_dump(), **written[name]}
             for name, default in own.items()
-            if isinstance(default, Spec) and isinstance(data.get(name), dict)
+            if isinstance(default, Spec)
+            and isinstance(written.get(name), dict)
+            # another network is not the objective's own, and has its own fields
+            and written[name].get("arch") in (None, getattr(default, "arch", None))
         }
         return {**data, **completed}
 

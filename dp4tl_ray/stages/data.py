@@ -1,13 +1,14 @@
 """Data: pack a dataset into the store once; every other stage reads any of its rows from there."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from dp4tl_ray.data.load import open_pictures
+from dp4tl_ray.data.load import fingerprint, open_pictures
 from dp4tl_ray.data.pack import Index, Packing, joined, pack_shard
 from dp4tl_ray.data.pictures import DatasetError, Pictures
 from dp4tl_ray.specs.data import Dataset, OnDisk, Raw, channels
@@ -22,7 +23,9 @@ def run_data(spec: DataStep, job: Job) -> Metrics:
     """Write the pictures, labels, splits, ids, class names, groups and pixel statistics."""
     try:
         pictures = open_pictures(spec.dataset, spec.role)
+        check_unchanged(spec)
         index = _pack(pictures, packing_of(spec.dataset), job)
+        check_unchanged(spec)
     except DatasetError as error:
         raise StageError(str(error)) from error
     bench, kept = job.bench, index.rows
@@ -40,13 +43,44 @@ def run_data(spec: DataStep, job: Job) -> Metrics:
         bench.json("group_names", pictures.group_names)
     if index.skipped:
         bench.json("skipped", [(pictures.ids[row], reason) for row, reason in index.skipped])
-        row, reason = index.skipped[0]
         metrics["num_skipped"] = len(index.skipped)
-        metrics["alarm"] = (
+    if found := [*_skipped(pictures, index), *_untrained(pictures.take(kept))]:
+        metrics["alarm"] = "; ".join(found)
+    return metrics
+
+
+def _skipped(pictures: Pictures, index: Index) -> Iterator[str]:
+    """Say that pictures were left out."""
+    for row, reason in index.skipped[:1]:
+        yield (
             f"left out {len(index.skipped)} of {len(pictures)} pictures that cannot be read, such "
             f"as {pictures.place(row)}, which {reason}; skipped.json lists them"
         )
-    return metrics
+
+
+def _untrained(pictures: Pictures) -> Iterator[str]:
+    """Say that classes are tested that no picture is trained on."""
+    train, test = ({*pictures.labels[pictures.rows(split)].tolist()} for split in ("train", "test"))
+    if missing := sorted(test - train):
+        name = pictures.class_names[missing[0]]
+        yield f"has {len(missing)} classes with test and no train pictures, such as {name}"
+
+
+def check_unchanged(spec: DataStep) -> None:
+    """Make sure that files are what they were when the study was planned.
+
+    Whoever packs lists them anew: on another machine, or after an interruption.
+
+    Raises:
+        DatasetError: They are not.
+    """
+    if not (isinstance(spec.dataset, OnDisk) and spec.fingerprint):
+        return
+    if fingerprint(spec.dataset, spec.role) != spec.fingerprint:
+        raise DatasetError(
+            f"{spec.dataset.path} is not what it was when the study was planned: run it again (and "
+            "if machines have copies of it, those must be equal, with their times)"
+        )
 
 
 def packing_of(dataset: Dataset) -> Packing:
@@ -79,6 +113,8 @@ def _pack(pictures: Pictures, packing: Packing, job: Job) -> Index:
         index = pack_shard(pictures, packing, number, bench.folder, notes, threads, report)
         indices.append(index)
         bench.add_parts(packing.shard_name(number))
+    for left in bench.folder.glob(".images-*.part"):  # of one who was killed
+        left.unlink(missing_ok=True)
     index = joined(indices)
     if not len(index.rows):
         raise StageError(f"none of the {total} pictures can be read: {index.skipped[0][1]}")

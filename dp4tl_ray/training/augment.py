@@ -4,7 +4,7 @@ The parameters of a whole batch are drawn at once from (seed, step); a worker ap
 So an example meets the same change whoever trains on it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,12 @@ class Changes:
     is cropped."""
     colors: Colors | None
     """What happens to the colours; None if nothing does."""
+
+    def scaled(self, factor: float) -> "Changes":
+        """Return the parameters for images of `factor` times the size."""
+        colors = self.colors and replace(self.colors, sigma_N=self.colors.sigma_N * factor)
+        shift = (self.shift_N2 * factor).round().astype(np.int64)
+        return replace(self, shift_N2=shift, colors=colors)
 
     def rows(self, part: Rows) -> "Changes":
         """Return the parameters of some of the images."""

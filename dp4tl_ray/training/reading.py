@@ -73,7 +73,8 @@ def read(
     """
     if isinstance(images, JPEGImages):
         cut = images.crops(rows, [view.crop_N4 for view in views], size)
-        left = [replace(view, crop_N4=None) for view in views]
+        factor = size / images.shape[1]
+        left = [replace(view, crop_N4=None).scaled(factor) for view in views]
         return [View(pinned(p, worker), v, size) for p, v in zip(cut, left, strict=True)]
     pixels = pinned(images[rows], worker)
     return [View(pixels, view, size) for view in views]
