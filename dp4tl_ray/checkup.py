@@ -1,11 +1,13 @@
 """Check the datasets of a study: what is unreadable, doubled, odd, or in source and test alike."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from rich.console import Console
 from rich.progress import Progress
 
@@ -14,8 +16,9 @@ from dp4tl_ray.atomic import write_atomically
 from dp4tl_ray.data.check import Inspection, inspect
 from dp4tl_ray.data.images import SPLITS, Role
 from dp4tl_ray.data.load import open_pictures
+from dp4tl_ray.data.pictures import Pictures
 from dp4tl_ray.specs.base import did_you_mean, label
-from dp4tl_ray.specs.data import Dataset, channels, located
+from dp4tl_ray.specs.data import Dataset, OnDisk, channels, located
 from dp4tl_ray.specs.load import StudyError
 from dp4tl_ray.specs.study import Study
 
@@ -25,8 +28,24 @@ LONG = 3.0
 """Ratio of the sides from which on a picture is called long: cropping loses most of it."""
 
 
+@dataclass(frozen=True)
+class _Checked:
+    """One dataset of a study, and what its pictures are like."""
+
+    role: Role
+    dataset: Dataset
+    found: Inspection
+
+    def ids(self, rows: Iterable[int]) -> list[str]:
+        """Return the ids of pictures."""
+        return [self.found.pictures.ids[row] for row in rows]
+
+
 def check_study(study: Study, folder: Path, against: str | None = None) -> tuple[str, bool]:
     """Decode every picture of a study's datasets; write data_check.md, and lists of ids.
+
+    What `exclude` leaves out is looked at like the rest, so that a list which the study already
+    uses stays the same.
 
     Args:
         study: What names the datasets.
@@ -36,22 +55,44 @@ def check_study(study: Study, folder: Path, against: str | None = None) -> tuple
 
     Returns:
         The report, and whether every picture can be read.
+
+    Raises:
+        DatasetError: A dataset is missing; nothing has been decoded then.
+        StudyError: The study has no such target.
     """
     targets = [target for target in study.targets if against in (None, *_names(target))]
     if not targets:
         known = [target.dataset for target in study.targets]
         raise StudyError(f"--against {against}: no such target; {did_you_mean(against, known)}")
+    sets: list[tuple[Role, Dataset]] = [("source", study.source)]
+    listed = [
+        (role, dataset, open_pictures(_whole(dataset, study.data_root), role))
+        for role, dataset in sets + [("target", target) for target in targets]
+    ]
+    source, *others = (_Checked(role, data, _inspect(role, data, p)) for role, data, p in listed)
     folder.mkdir(parents=True, exist_ok=True)
-    source = _inspect(study, study.source, "source")
-    text, sound = [*_findings(source, study.source, "source", folder)], not source.unreadable
-    for n, target in enumerate(targets):
-        found = _inspect(study, target, "target")
-        sound = sound and not found.unreadable
-        text += _findings(found, target, f"target-{n}", folder)
-        text += _shared(source, found, target, folder / f"near_duplicates-{n}.txt")
-    report = "\n".join([f"# Datasets of {study.name}", "", *text, ""])
+    text, similar = list[str](), set[int]()
+    for n, checked in enumerate((source, *others)):
+        name = f"target-{study.targets.index(checked.dataset)}" if n else "source"
+        text += _findings(checked, name, folder)
+        if n:
+            lines, rows = _shared(source, checked)
+            text += lines
+            similar |= rows
+    only = f"-{study.targets.index(targets[0])}" if against else ""
+    path = folder / f"near_duplicates{only}.txt"
+    _write_list(path, source.ids(sorted(similar)))
+    if similar:
+        text += [f"The study without them: `--set source.exclude={path}`", ""]
+    report = "\n".join([f"# Datasets of {study.name}", "", *text])
     _write(folder / "data_check.md", report)
-    return report, sound
+    return report, not any(one.found.unreadable for one in (source, *others))
+
+
+def _whole(dataset: Dataset, root: str) -> Dataset:
+    """Return a dataset of which nothing is left out."""
+    found = located(dataset, root)
+    return found.model_copy(update={"exclude": None}) if isinstance(found, OnDisk) else found
 
 
 def _names(dataset: Dataset) -> tuple[str, str]:
@@ -62,8 +103,15 @@ def _write(path: Path, text: str) -> None:
     write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
-def _inspect(study: Study, dataset: Dataset, role: Role) -> Inspection:
-    pictures = open_pictures(located(dataset, study.data_root), role)
+def _write_list(path: Path, ids: list[str]) -> None:
+    """Write ids, one per line; an empty list is no file."""
+    if ids:
+        _write(path, "".join(f"{id}\n" for id in ids))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _inspect(role: Role, dataset: Dataset, pictures: Pictures) -> Inspection:
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"{role} {dataset.dataset}", total=len(pictures))
@@ -72,79 +120,78 @@ def _inspect(study: Study, dataset: Dataset, role: Role) -> Inspection:
         return inspect(pictures, channels(dataset), threads, lambda row: reach(completed=row))
 
 
-def _findings(found: Inspection, dataset: Dataset, name: str, folder: Path) -> Iterator[str]:
-    """Word what was found in one dataset."""
-    pictures, ids = found.pictures, found.pictures.ids
-    yield f"## {name.partition('-')[0]}: {label(dataset)}"
+def _findings(checked: _Checked, name: str, folder: Path) -> Iterator[str]:
+    """Word what was found in one dataset, and write its lists."""
+    found, pictures = checked.found, checked.found.pictures
+    yield f"## {checked.role}: {label(checked.dataset)}"
     yield ""
     for split in SPLITS:
         if len(rows := pictures.rows(split)):
             each = np.bincount(pictures.labels[rows], minlength=len(pictures.class_names))
-            fewest = pictures.class_names[each.argmin()]
-            yield (
-                f"- {split}: {len(rows):,} pictures of {(each > 0).sum()} classes, {each.min()} to "
-                f"{each.max()} each (median {np.median(each):g}; fewest: {fewest})"
-            )
-    unreadable = [f"{pictures.place(row)} {reason}" for row, reason in found.unreadable.items()]
-    yield from _listed("cannot be read", unreadable, folder / f"unreadable-{name}.txt")
+            yield f"- {split}: {len(rows):,} pictures of {_spread(each, pictures.class_names)}"
+    reasons = [f"{pictures.place(row)} {reason}" for row, reason in found.unreadable.items()]
+    path = folder / f"unreadable-{name}.txt"
+    _write_list(path, checked.ids(found.unreadable))
+    yield from _shown("cannot be read", reasons, path)
     same = found.same()
-    doubled = [" = ".join(ids[row] for row in rows) for rows in same]
-    yield from _listed("are there more than once", doubled, folder / f"doubled-{name}.txt")
-    torn = [rows for rows in same if len({*pictures.labels[rows]}) > 1]
-    if torn:
-        example = " = ".join(ids[row] for row in torn[0][:2])
-        yield f"- **{len(torn)} of these have several classes**, such as {example}"
-    leaks = [rows for rows in same if len({*pictures.splits[rows]}) > 1]
-    if leaks:
-        example = " = ".join(ids[row] for row in leaks[0][:2])
-        yield f"- **{len(leaks)} of these are in several splits**, such as {example}"
-    sizes = found.sizes_N2[found.readable]
-    if len(sizes):
-        short, long = sizes.min(axis=1), sizes.max(axis=1)
-        yield f"- shorter sides: {short.min()} to {short.max()} pixels, median {np.median(short):g}"
-        if few := int((short < dataset.image_size).sum()):
-            yield f"- {few:,} are smaller than image_size {dataset.image_size}, and are enlarged"
-        if odd := int((long / short > LONG).sum()):
-            yield f"- {odd:,} are more than {LONG:g} times as long as wide, or the reverse"
+    path = folder / f"doubled-{name}.txt"
+    _write_list(path, checked.ids(row for rows in same for row in rows[1:]))
+    equal = [" = ".join(checked.ids(rows)) for rows in same]
+    yield from _shown("have copies (the list has all but the first of each)", equal, path)
+    for what, of in (("classes", pictures.labels), ("splits", pictures.splits)):
+        if torn := [rows for rows in same if len({*of[rows].tolist()}) > 1]:
+            example = " = ".join(checked.ids(torn[0][:2]))
+            yield f"- **{len(torn)} of these are in several {what}**, such as {example}"
+    yield from _sizes(found.sizes_N2[found.readable], checked.dataset.image_size)
     yield ""
 
 
-def _listed(what: str, lines: list[str], path: Path) -> Iterator[str]:
-    """Write a list, and name its first entries; nothing is written where it is empty."""
-    path.unlink(missing_ok=True)
-    if not lines:
-        yield f"- none {what}"
+def _spread(each: npt.NDArray[np.int64], class_names: Sequence[str]) -> str:
+    """Say how many pictures the classes have."""
+    classes = f"{(each > 0).sum():,} classes"
+    if each.min() == each.max():
+        return f"{classes}, {each[0]} each"
+    fewest = class_names[int(each.argmin())]
+    return f"{classes}, {each.min()} ({fewest}) to {each.max()} each, median {np.median(each):g}"
+
+
+def _sizes(sizes_N2: npt.NDArray[np.int64], image_size: int) -> Iterator[str]:
+    """Say how large pictures are."""
+    if not len(sizes_N2):
         return
-    _write(path, "".join(f"{line}\n" for line in lines))
+    short, long = sizes_N2.min(axis=1), sizes_N2.max(axis=1)
+    yield f"- shorter sides: {short.min()} to {short.max()} pixels, median {np.median(short):g}"
+    if few := int((short < image_size).sum()):
+        yield f"- smaller than image_size {image_size}, and enlarged: {few:,}"
+    if odd := int((long / short > LONG).sum()):
+        yield f"- more than {LONG:g} times as long as wide, or the reverse: {odd:,}"
+
+
+def _shown(what: str, lines: list[str], path: Path) -> Iterator[str]:
+    """Name the first of a list."""
+    if not lines:
+        yield f"- none {what.partition(' (')[0]}"
+        return
     yield f"- **{len(lines)} {what}** ({path.name}):"
     yield from (f"    - {line}" for line in lines[:SHOWN])
     if len(lines) > SHOWN:
         yield f"    - … and {len(lines) - SHOWN} more"
 
 
-def _shared(source: Inspection, target: Inspection, dataset: Dataset, path: Path) -> Iterator[str]:
-    """Look for test pictures of a target in the source, and list the source's ids."""
-    ours = np.flatnonzero(source.readable)
-    test = target.pictures.rows("test")
-    test = test[target.readable[test]]
+def _shared(source: _Checked, target: _Checked) -> tuple[list[str], set[int]]:
+    """Look for test pictures of a target in the source; return what to say, and the rows."""
+    ours, theirs = source.found, target.found
+    rows, test = np.flatnonzero(ours.readable), theirs.pictures.rows("test")
+    test = test[theirs.readable[test]]
     pairs = near_duplicates(
-        source.hash_N[ours], source.small_NSS[ours], target.hash_N[test], target.small_NSS[test]
+        ours.hash_N[rows], ours.small_NSS[rows], theirs.hash_N[test], theirs.small_NSS[test]
     )
-    name = dataset.dataset
-    path.unlink(missing_ok=True)
-    if not len(pairs):
-        yield f"- no test picture of {name} looks like one of the source"
-        yield ""
-        return
-    rows = sorted({int(ours[i]) for i, _ in pairs})
-    _write(path, "".join(f"{source.pictures.ids[row]}\n" for row in rows))
+    name, found = label(target.dataset), {int(rows[i]) for i, _ in pairs}
     tested = len({int(j) for _, j in pairs})
-    yield (
-        f"- **{tested} of {len(test):,} test pictures of {name} look like {len(rows)} of the "
-        f"source** ({path.name}):"
-    )
-    for i, j in pairs[:SHOWN]:
-        pair = source.pictures.ids[int(ours[i])], target.pictures.ids[int(test[j])]
-        yield f"    - {pair[0]} ≈ {pair[1]}"
-    yield f"- the study without them: `--set source.exclude={path}`"
-    yield ""
+    count = f"{tested} of {len(test):,}"
+    text = [f"- test pictures of {name} that look like one of the source: {count}"]
+    text += [
+        f"    - {source.ids([int(rows[i])])[0]} ≈ {target.ids([int(test[j])])[0]}"
+        for i, j in pairs[:SHOWN]
+    ]
+    return [*text, ""], found

@@ -55,6 +55,8 @@ class Artifact:
     manifest: Manifest
     locate: Callable[[str], Path]
     """Gives the place of a file on this machine, bringing it there if need be."""
+    repair: str = "remove the manifest.json beside it, and it is computed again"
+    """What to do about a file that turns out to be damaged while it is read."""
 
     def file(self, name: str) -> Path:
         """Return where a file is on this machine, to be read only.

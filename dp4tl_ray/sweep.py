@@ -14,6 +14,7 @@ from dp4tl_ray.algorithms.lossless import CONFIDENCE
 from dp4tl_ray.atomic import write_atomically
 from dp4tl_ray.contents import Contents, remember, remembered
 from dp4tl_ray.data.load import count_source, is_absent
+from dp4tl_ray.lease import LeaseHeldError
 from dp4tl_ray.plan import Plan, make_plan
 from dp4tl_ray.results import Predictions, collect, failures, write_results
 from dp4tl_ray.runners.board import Board, More, Tasks, tasks_of
@@ -22,6 +23,7 @@ from dp4tl_ray.runners.progress import Display
 from dp4tl_ray.runners.status import StatusFile
 from dp4tl_ray.scoring.given import check_lists
 from dp4tl_ray.specs.adversarial import AutoAttackRobustness
+from dp4tl_ray.specs.base import label
 from dp4tl_ray.specs.data import HuggingFace, OnDisk, located
 from dp4tl_ray.specs.load import StudyError
 from dp4tl_ray.specs.network import TimmNetwork
@@ -32,7 +34,7 @@ from dp4tl_ray.specs.steps import STAGES, DataStep, Stage
 from dp4tl_ray.specs.study import Study
 from dp4tl_ray.specs.training import Training
 from dp4tl_ray.specs.unit_methods import Counterfactual
-from dp4tl_ray.store import Artifact, FolderStore, Store
+from dp4tl_ray.store import Artifact, FolderStore, Store, StoreError
 from dp4tl_ray.tracking.sweep_file import only
 from dp4tl_ray.tracking.tracker import Tracker
 
@@ -326,7 +328,10 @@ def pack_study(study: Study, plan: Plan, store: Store, local: bool) -> tuple[Out
     if missing and not local and isinstance(store, FolderStore):
         from dp4tl_ray.runners.packing import pack_on_ray
 
-        pack_on_ray(missing, store)
+        try:
+            pack_on_ray(missing, store)
+        except LeaseHeldError as error:
+            raise StoreError(f"another driver packs them now; it holds {error}") from error
     # what is left is done by the data steps themselves; elsewhere than in a folder, all of it
     threads = study.runtime.model_copy(update={"threads_per_worker": os.cpu_count() or 1})
     wide = study.model_copy(update={"runtime": threads})
@@ -341,8 +346,9 @@ def _packed(data: Artifact) -> str:
     size = sum(file.size for file in manifest.files.values())
     spec, facts = manifest.spec, manifest.metrics
     assert isinstance(spec, DataStep)
+    name = f"{spec.role} {label(spec.dataset)}"
     counts = f"{facts['num_examples']:,} pictures of {facts['num_classes']:,} classes"
-    return f"{spec.role} {manifest.name}: {counts}, {size / 2**20:,.1f} MiB"
+    return f"{name}: {counts}, {size / 2**20:,.1f} MiB"
 
 
 def triage_study(study: Study, store: Store, local: bool) -> tuple[str, set[str], Path]:

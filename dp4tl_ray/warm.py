@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dp4tl_ray.plan import Plan
+from dp4tl_ray.specs.base import label
 from dp4tl_ray.specs.steps import DataStep
 from dp4tl_ray.stages.bench import images_of
 from dp4tl_ray.store import Artifact, Store
@@ -26,7 +27,9 @@ def warm_study(plan: Plan, store: Store) -> list[tuple[str, int, int]]:
     for key, step in plan.steps.items():
         if isinstance(step.spec, DataStep) and (data := store.find(step)) is not None:
             rows = _needed(plan, store, key, len(data.array("addresses")))
-            warmed.append((f"{step.spec.role} {step.name}", len(rows), _read(data, rows)))
+            warmed.append(
+                (f"{step.spec.role} {label(step.spec.dataset)}", len(rows), _read(data, rows))
+            )
     return warmed
 
 

@@ -14,7 +14,9 @@ from PIL import Image
 from dp4tl_ray import store as store_module
 from dp4tl_ray.cli import main
 from dp4tl_ray.data import pack as packing
+from dp4tl_ray.data.load import open_pictures
 from dp4tl_ray.data.pictures import DatasetError
+from dp4tl_ray.specs.data import ImageFolder
 from dp4tl_ray.stages.bench import images_of
 from dp4tl_ray.store import Store, open_store
 from dp4tl_ray.sweep import plan_study
@@ -84,21 +86,23 @@ def test_check_finds_what_is_wrong(
     assert dp4tl("data", "check", **study_of(photos)) == 1
     report = capsys.readouterr().out
     for finding in (
-        "train: 35 pictures of 4 classes, 8 to 9 each",
+        "train: 35 pictures of 4 classes, 8 (c0) to 9 each, median 9",
         "**1 cannot be read** (unreadable-source.txt)",
         "c3/5.jpg does not decode",
         "c0/3.jpg = c1/twin.jpg",
-        "**1 of these have several classes**",
-        "1 are smaller than image_size 32",
-        "1 are more than 3 times as long",
+        "**1 of these are in several classes**",
+        "smaller than image_size 32, and enlarged: 1",
+        "more than 3 times as long as wide, or the reverse: 1",
         "**1 of these are in several splits**, such as train/c0/1.jpg = test/c0/seen.jpg",
-        "**1 of 13 test pictures of image_folder look like 1 of the source**",
+        "that look like one of the source: 1 of 13",
         "c2/copy.jpg ≈ test/c1/2.jpg",
     ):
         assert finding in report, finding
     found = tmp_path / "store" / "studies" / "tiny"
     assert (found / "data_check.md").read_text() in report
-    assert (found / "near_duplicates-0.txt").read_text() == "c2/copy.jpg\n"
+    assert (found / "near_duplicates.txt").read_text() == "c2/copy.jpg\n"
+    assert (found / "unreadable-source.txt").read_text() == "c3/5.jpg\n"
+    assert (found / "doubled-source.txt").read_text() == "c1/twin.jpg\n"
     assert dp4tl("data", "check", "--against=nobody", **study_of(photos)) == 2
     assert "no such target; allowed: image_folder" in capsys.readouterr().err
 
@@ -107,7 +111,7 @@ def test_a_study_can_do_without_what_check_lists(
     photos: Pictures, dp4tl: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dp4tl("data", "check", **study_of(photos))
-    unwanted = tmp_path / "store" / "studies" / "tiny" / "near_duplicates-0.txt"
+    unwanted = tmp_path / "store" / "studies" / "tiny" / "near_duplicates.txt"
     clean = study_of(photos, exclude=str(unwanted), corrupt="skip")
     assert dp4tl("run", "--local", **clean) == 0
     assert "left out 1 of 34 pictures" in capsys.readouterr().err
@@ -118,7 +122,29 @@ def test_a_study_can_do_without_what_check_lists(
     capsys.readouterr()
     assert dp4tl("data", "check", **sound) == 0
     report = capsys.readouterr().out
-    assert "no test picture of image_folder looks like" in report and not unwanted.exists()
+    assert "that look like one of the source: 1 of 13" in report
+    assert unwanted.read_text() == "c2/copy.jpg\n"  # a list that the study uses stays
+
+
+def test_every_list_can_be_excluded(
+    photos: Pictures, dp4tl: Callable[..., int], tmp_path: Path
+) -> None:
+    dp4tl("data", "check", **study_of(photos))
+    lists = tmp_path / "store" / "studies" / "tiny"
+    for name, left in (("unreadable", 34), ("doubled", 34)):
+        source = study_of(photos, exclude=str(lists / f"{name}-source.txt"))["source"]
+        pictures = open_pictures(ImageFolder.model_validate(source), "source")
+        assert len(pictures) == left
+
+
+def test_a_dataset_that_is_missing_is_named_before_any_work(
+    photos: Pictures, dp4tl: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    study = study_of({**photos, "target": str(tmp_path / "nowhere")})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dp4tl_ray.checkup.inspect", None)
+        assert dp4tl("data", "check", **study) == 2
+    assert "nowhere is not a folder" in capsys.readouterr().err
 
 
 def test_nothing_is_done_twice_and_a_broken_picture_is_named(
@@ -129,7 +155,7 @@ def test_nothing_is_done_twice_and_a_broken_picture_is_named(
     skipping = study_of(photos, corrupt="skip", stored="jpeg")
     assert dp4tl("data", "pack", "--local", **skipping) == 0
     out, err = capsys.readouterr()
-    assert "source image_folder: 34 pictures of 4 classes" in out and "tiny: 1 packed" in out
+    assert ": 34 pictures of 4 classes" in out and "tiny: 1 packed" in out
     assert "left out 1 of 35" in err
     assert dp4tl("data", "pack", "--local", **skipping) == 0
     assert "tiny: 0 packed" in capsys.readouterr().out
@@ -166,11 +192,10 @@ def test_warm_reads_the_bytes_of_what_is_kept_and_no_others(
         return found
 
     pruned = warmed(pruning_ratios=[0.75], pretraining=[supervised()])
-    assert pruned == {
-        "source image_folder": (36, 36 * 256), "target image_folder": (90, 90 * 256)
-    }  # fmt: skip
+    assert list(pruned.values()) == [(36, 36 * 256), (90, 90 * 256)]
+    assert [name.split("(")[0] for name in pruned] == ["source image_folder", "target image_folder"]
     whole = warmed(pruning_ratios=[0.0, 0.75], pretraining=[supervised()])
-    assert whole["source image_folder"] == (144, 144 * 256)
+    assert next(iter(whole.values())) == (144, 144 * 256)
 
 
 @pytest.mark.parametrize("limit", [0, 2**30])

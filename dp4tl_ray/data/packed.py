@@ -29,6 +29,7 @@ class Shards:
         names: Of the shards.
         locate: Gives the path of a shard on this machine.
         addresses_N: ADDRESS of each picture.
+        repair: What to do about a damaged one.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class Shards:
         names: Sequence[str],
         locate: Callable[[str], Path],
         addresses_N: npt.NDArray[np.void],
+        repair: str = "",
     ) -> None:
         self.names, self.locate, self.addresses_N = names, locate, addresses_N
+        self.repair = repair
         self.unread = np.ones(len(addresses_N), np.bool_)
         self._maps: dict[int, mmap.mmap] = {}
 
@@ -71,8 +74,7 @@ class Shards:
             if zlib.crc32(content) != self.addresses_N["checksum"][row]:
                 path = self.locate(self.names[self.addresses_N["shard"][row]])
                 raise DatasetError(
-                    f"{path}: picture {row} does not match its checksum; remove the manifest.json "
-                    "beside it, and it is packed again"
+                    f"{path}: picture {row} does not match its checksum; {self.repair}"
                 )
             self.unread[row] = False
 

@@ -135,7 +135,8 @@ class ObjectStore(Store):
     def _keep(self, step: PlannedStep, manifest: Manifest) -> Artifact | None:
         if manifest.digest != step.digest:
             return None
-        artifact = Artifact(manifest, partial(self._fetch, step, manifest))
+        fetch = partial(self._fetch, step, manifest)
+        artifact = Artifact(manifest, fetch, "remove this copy, and it is fetched again")
         self._found[step.digest] = artifact
         return artifact
 

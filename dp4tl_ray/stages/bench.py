@@ -44,7 +44,7 @@ def images_of(data: Artifact) -> RawImages | JPEGImages:
     spec = data.manifest.spec
     assert isinstance(spec, DataStep)
     names = sorted(name for name in data.manifest.files if name.startswith("images-"))
-    shards = Shards(names, data.file, data.array("addresses"))
+    shards = Shards(names, data.file, data.array("addresses"), data.repair)
     size, planes = spec.dataset.image_size, channels(spec.dataset)
     if isinstance(spec.dataset, OnDisk) and isinstance(spec.dataset.stored, JPEG):
         return JPEGImages(shards, size, planes)

@@ -1,6 +1,7 @@
 """The packed store against Pillow, and what happens to it."""
 
 import io
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ import torch
 from PIL import Image
 
 from dp4tl_ray.data import pack as packing
-from dp4tl_ray.data.decode import decode_jpeg, decoded, encode_jpeg
+from dp4tl_ray.data.decode import DecodeError, decode_jpeg, decoded, encode_jpeg, plain_jpeg
 from dp4tl_ray.data.images import Pixels
-from dp4tl_ray.data.load import open_pictures
+from dp4tl_ray.data.load import fingerprint, open_pictures
 from dp4tl_ray.data.pack import ADDRESS, pack_shard
 from dp4tl_ray.data.packed import JPEGImages, RawImages, Shards, cut
-from dp4tl_ray.data.pictures import DatasetError, Pictures
+from dp4tl_ray.data.pictures import DatasetError, Pictures, split_at_random
 from dp4tl_ray.specs.data import Dataset, ImageFolder
 from dp4tl_ray.specs.steps import DataStep
 from dp4tl_ray.stages import data as data_stage
@@ -297,3 +298,130 @@ def test_encoding_and_decoding_is_within_the_tolerance_of_jpeg() -> None:
         again = decode_jpeg(encode_jpeg(pixels, 95), channels)
         assert again.shape == pixels.shape
         assert np.abs(again.astype(int) - pixels).mean() < 2
+
+
+def test_what_has_a_flaw_to_one_decoder_is_a_picture_to_the_other(
+    photos: Path, tmp_path: Path
+) -> None:
+    """Some of OxfordIIITPet's pictures have bytes too many before their end."""
+    name = photos / "bee" / "2.jpg"
+    content = name.read_bytes()
+    name.write_bytes(content[:-2] + bytes(20) + content[-2:])
+    flawed = name.read_bytes()
+    assert plain_jpeg(flawed, 3) is None
+    assert np.array_equal(decoded(flawed, 3), np.asarray(Image.open(name).convert("RGB")))
+    dataset = spec(photos, stored=JPEG)
+    pack(dataset, tmp_path / "s")
+    images = opened(tmp_path / "s", dataset)
+    row = list(open_pictures(dataset, "source").ids).index("bee/2.jpg")
+    assert isinstance(images, JPEGImages)
+    assert plain_jpeg(_bytes(images, row), 3) is not None  # encoded anew, without the flaw
+    for cut_short in (content[: len(content) // 2], content[:300]):
+        with pytest.raises(DecodeError, match="does not decode"):
+            decoded(cut_short, 3)
+
+
+def test_what_is_no_picture_is_said_to_be_none() -> None:
+    with pytest.raises(DecodeError, match="does not decode: it is no picture that Pillow knows"):
+        decoded(b"no picture", 3)
+
+
+def test_16_bits_per_value_are_brought_to_8() -> None:
+    ramp = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    buffer = io.BytesIO()
+    Image.fromarray(ramp).save(buffer, "PNG")
+    assert np.array_equal(decoded(buffer.getvalue(), 1)[..., 0], (ramp >> 8).astype(np.uint8))
+    buffer = io.BytesIO()
+    Image.fromarray(ramp.astype(np.float32)).save(buffer, "TIFF")
+    with pytest.raises(DecodeError, match="its pixels are floats"):
+        decoded(buffer.getvalue(), 1)
+
+
+@pytest.mark.parametrize("stored", ["raw", JPEG])
+def test_a_shard_that_a_crash_has_cut_is_packed_again(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: Any
+) -> None:
+    monkeypatch.setattr(packing, "SHARD_PICTURES", 5)
+    monkeypatch.setattr(packing, "SHARD_BYTES", 5 * 16 * 16 * 3)
+    monkeypatch.setattr(data_stage, "REPORT_SECONDS", 0.0)
+    dataset = spec(photos, stored=stored)
+    stop = Worker(report=lambda progress: float(progress["step"]) < 15)
+    with pytest.raises(Halted):
+        pack(dataset, tmp_path / "s", stop)
+    first = sorted((tmp_path / "s").glob("images-*"))[0]
+    first.write_bytes(first.read_bytes()[:-100])
+    (tmp_path / "s" / f".{first.name}.1.2.part").touch()  # of one who was killed
+    pack(dataset, tmp_path / "s")
+    pack(dataset, tmp_path / "again")
+    for path in sorted((tmp_path / "again").glob("*.*")):
+        assert path.read_bytes() == (tmp_path / "s" / path.name).read_bytes(), path.name
+    assert not list((tmp_path / "s").glob(".*.part"))
+
+
+def test_a_dataset_that_changes_while_it_is_packed_is_refused(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = spec(photos)
+    seen = fingerprint(dataset, "source")
+
+    def run(folder: Path) -> None:
+        folder.mkdir()
+        step = DataStep(dataset=dataset, role="source", fingerprint=seen)
+        data_stage.run_data(step, Job({}, Workbench(folder), Worker()))
+
+    run(tmp_path / "same")
+    whole = data_stage._pack
+
+    def meanwhile(*arguments: Any) -> Any:
+        index = whole(*arguments)
+        (photos / "ape" / "1.jpg").rename(photos / "bee" / "moved.jpg")
+        return index
+
+    with monkeypatch.context() as patch, pytest.raises(StageError, match="is not what it was"):
+        patch.setattr(data_stage, "_pack", meanwhile)
+        run(tmp_path / "during")
+    with pytest.raises(StageError, match="is not what it was when the study was planned"):
+        run(tmp_path / "before")
+
+
+def test_excluding_pictures_moves_no_other_to_another_split(photos: Path, tmp_path: Path) -> None:
+    unwanted = tmp_path / "ids.txt"
+    unwanted.write_text("ape/1.jpg\nbee/3.jpg\n")
+    whole = open_pictures(spec(photos), "target")
+    fewer = open_pictures(spec(photos, exclude=str(unwanted)), "target")
+    splits = dict(zip(whole.ids, whole.splits.tolist(), strict=True))
+    assert len(fewer) == len(whole) - 2
+    assert {id: splits[id] for id in fewer.ids} == dict(
+        zip(fewer.ids, fewer.splits.tolist(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(("size", "three", "two"), [
+    (1, [1, 0, 0], [1, 0, 0]),
+    (2, [1, 0, 1], [1, 1, 0]),
+    (3, [1, 1, 1], [2, 1, 0]),
+    (4, [2, 1, 1], [3, 1, 0]),
+    (10, [6, 2, 2], [8, 2, 0]),
+])  # fmt: skip
+def test_small_classes_are_trained_on_first(size: int, three: list[int], two: list[int]) -> None:
+    labels = np.zeros(size, np.int64)
+    for shares, counts in (([0.6, 0.2, 0.2], three), ([0.8, 0.2, 0.0], two)):
+        assert np.bincount(split_at_random(labels, shares), minlength=3).tolist() == counts
+
+
+def test_a_class_that_is_only_tested_raises_an_alarm(photos: Path, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name in ("ape", "bee"):
+            (tmp_path / "t" / split / name).mkdir(parents=True)
+            for n in (1, 2):
+                content = (photos / name / f"{n}.jpg").read_bytes()
+                (tmp_path / "t" / split / name / f"{n}.jpg").write_bytes(content)
+    for n in (1, 2):
+        (tmp_path / "t" / "train" / "bee" / f"{n}.jpg").write_bytes(b"broken")
+    (tmp_path / "t" / "val").mkdir()
+    shutil.copytree(tmp_path / "t" / "test", tmp_path / "t" / "val", dirs_exist_ok=True)
+    folder = tmp_path / "s"
+    folder.mkdir()
+    step = DataStep(dataset=spec(tmp_path / "t", corrupt="skip"), role="target")
+    metrics = data_stage.run_data(step, Job({}, Workbench(folder), Worker()))
+    assert "has 1 classes with test and no train pictures, such as bee" in str(metrics["alarm"])

@@ -12,12 +12,13 @@ from dp4tl_ray.algorithms.schedules import lr_factor, resolution_at
 from dp4tl_ray.data.coop import IMAGES
 from dp4tl_ray.specs.base import label
 from dp4tl_ray.specs.catalogue import catalogue
-from dp4tl_ray.specs.data import CoOp, TorchvisionDataset, known_as
+from dp4tl_ray.specs.data import CoOp, ImageNet, TorchvisionDataset, known_as, too_small
 from dp4tl_ray.specs.load import load_study
 from dp4tl_ray.specs.network import TorchvisionResNet
 from dp4tl_ray.specs.pretraining import (
     AnyPreset,
     AnyPretraining,
+    FFCVResNet18,
     Pretraining,
     Supervised,
 )
@@ -238,3 +239,22 @@ def test_what_the_paper_never_finetuned_on_needs_an_optimizer_by_name() -> None:
         assert unknown_target(said, "eurosat") == ""
     assert unknown_target(FullFinetune(), "eurosat") == unknown_target(KNN(), "eurosat") == ""
     assert len(FullFinetune().lrs) == 4  # what is not the paper's searches as before
+
+
+def test_the_presets_own_network_keeps_what_is_not_written() -> None:
+    def network(written: Any) -> Any:
+        return FFCVResNet18.model_validate(
+            {"objective": "ffcv_rn18_16", "network": written}
+        ).network
+
+    assert network("resnet18") == network({"arch": "resnet18"}) == FFCVResNet18().network
+    assert network({"arch": "resnet18", "blurpool": False}).blurpool is False
+    assert network("resnet50").blurpool is False and network("resnet9").arch == "resnet9"
+
+
+def test_pictures_are_kept_at_least_as_large_as_they_are_needed() -> None:
+    small = {"dataset": "imagenet", "path": "x", "image_size": 512, "stored": "jpeg"}
+    found = too_small(ImageNet.model_validate(small))
+    assert found == "stored: short_side 256 is less than image_size 512"
+    assert too_small(ImageNet.model_validate({**small, "image_size": 256})) == ""
+    assert too_small(ImageNet.model_validate({**small, "stored": "raw"})) == ""

@@ -15,12 +15,13 @@ from dp4tl_ray.data.packed import JPEGImages, RawImages, Shards, cut
 from dp4tl_ray.data.pictures import Pictures
 from dp4tl_ray.specs.data import JPEG, Raw
 from dp4tl_ray.specs.self_supervised import SimCLR
+from dp4tl_ray.training.augment import draw_changes
 from dp4tl_ray.training.examples import Examples, batches
 from dp4tl_ray.training.fit import fit
 from dp4tl_ray.training.objectives.supervised import SupervisedObjective
 from dp4tl_ray.training.objectives.two_views import TwoViewObjective
 from dp4tl_ray.training.parallel import Parallel
-from dp4tl_ray.training.worker import Worker
+from dp4tl_ray.training.worker import Worker, seed_for
 from tests.training.test_fit import KilledError, equal, network, recipe, weights
 
 N, SIDE = 48, 16
@@ -98,9 +99,6 @@ def test_a_crop_is_cut_from_the_whole_picture(images: Images) -> None:
     assert isinstance(images, JPEGImages) and batch.view.changes.crop_N4 is None
     aspects = images.aspects(np.arange(8))
     assert len(set(aspects.tolist())) > 4
-    from dp4tl_ray.training.augment import draw_changes
-    from dp4tl_ray.training.worker import seed_for
-
     rng = np.random.default_rng(seed_for(0, "augment", 0))
     crops = draw_changes(spec.augmentation, 8, rng, aspects).crop_N4
     assert crops is not None
@@ -186,3 +184,15 @@ def test_both_views_of_a_picture_are_cut_while_it_is_decoded_once(
     first, second = objective._two_views(share.queries)
     assert first.shape == second.shape == (8, 1, SIDE, SIDE) and not torch.equal(first, second)
     assert objective.backward(Parallel(objective.module, Worker()), batch, 0).isfinite()
+
+
+def test_changes_in_pixels_are_those_of_the_full_size(images: Images) -> None:
+    growth = {"smallest": 8, "largest": 8, "start": 0.5, "end": 0.5}
+    spec = recipe(batch_size=8, resolution=growth, augmentation={"shift": 4, "blur": 1.0})
+    objective = SupervisedObjective(network(), examples(images), spec, 0, Worker(), 8, None)
+    view = objective.gather(0, np.arange(8)).view
+    drawn = draw_changes(spec.augmentation, 8, np.random.default_rng(seed_for(0, "augment", 0)))
+    factor = 0.5 if isinstance(images, JPEGImages) else 1.0  # decoded at half the size
+    assert drawn.colors is not None and view.changes.colors is not None
+    assert np.array_equal(view.changes.shift_N2, (drawn.shift_N2 * factor).round())
+    assert np.array_equal(view.changes.colors.sigma_N, drawn.colors.sigma_N * factor)
