@@ -203,6 +203,8 @@ def shortage(path: str, length: int, num_source: int, pruning_ratio: float) -> s
 def check_lists(study: Study, absent: list[str] | None = None) -> None:
     """Refuse lists that are too short for one of a study's ratios, before any work.
 
+    A source that may skip pictures is left to the prune step, which knows how many there are.
+
     Args:
         study: What is asked for.
         absent: Whether files may be missing: what cannot be checked for want of them is then left
@@ -221,7 +223,8 @@ def check_lists(study: Study, absent: list[str] | None = None) -> None:
     source = located(study.source, study.data_root)
     if absent is not None and isinstance(source, OnDisk) and is_absent(source):
         return
-    total = count_source(source)
+    may_skip = isinstance(source, OnDisk) and source.corrupt == "skip"
+    total = 0 if may_skip else count_source(source)  # of none, any list is long enough
     for n, method in lists:
         if absent is not None and not Path(method.path).exists():
             continue

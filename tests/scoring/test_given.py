@@ -23,7 +23,7 @@ from dp4tl_ray.scoring.given import (
 from dp4tl_ray.scoring.inputs import ScorerInputs
 from dp4tl_ray.specs.example_methods import Given
 from dp4tl_ray.specs.load import StudyError
-from tests.conftest import tiny_study
+from tests.conftest import folder, tiny_study
 
 IDS = [f"class {k}/picture, {n}.png" for k in range(3) for n in range(4)]
 ORDER = [7, 2, 11, 0, 5]
@@ -186,6 +186,17 @@ def test_a_list_that_is_too_short_is_refused_before_any_work(
         f"methods[1].path: given {path} lists 72 examples, and pruning_ratio 0.25 keeps 108 of "
         "144: it serves ratios from 0.5 on"
     )
+
+
+def test_a_list_is_left_to_the_prune_step_where_pictures_may_be_skipped(
+    pictures: dict[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.npy"
+    np.save(path, np.arange(70))  # what 0.5 keeps of 141, should three not decode
+    methods, source = [{"method": "given", "path": str(path)}], pictures["source"]
+    check_lists(tiny_study(pictures, source=folder(source, corrupt="skip"), methods=methods))
+    with pytest.raises(StudyError, match="keeps 72 of 144"):
+        check_lists(tiny_study(pictures, methods=methods))
 
 
 def test_what_is_not_here_is_not_checked_where_it_may_be_missing(
