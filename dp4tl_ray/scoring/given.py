@@ -73,7 +73,8 @@ def read_list(path: str) -> Listed:
         listed = readers[suffix](Path(path))
     except OSError as error:
         raise ScorerError(f"given {path}: {error.strerror or error}") from error
-    except (ValueError, csv.Error) as error:  # also of what is no text, no JSON, or no array
+    # also of what is no text, no JSON, or no array
+    except (ValueError, EOFError, OverflowError, csv.Error) as error:
         raise ScorerError(f"given {path}: {error}") from error
     if not len(listed):
         raise ScorerError(f"given {path}: lists no example")
@@ -89,11 +90,17 @@ def _read_csv(path: Path) -> Listed:
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file)
         columns = list(rows.fieldnames or ())
-        if "id" in columns:
-            return [row["id"] for row in rows]
-        if "index" in columns:
-            return np.array([int(row["index"]) for row in rows], np.int64)
-    raise ValueError(f"needs a column id or index; its first line has {', '.join(columns)}")
+        column = next((name for name in ("id", "index") if name in columns), None)
+        if column is None:
+            raise ValueError(f"needs a column id or index; its first line has {', '.join(columns)}")
+        values = list[str]()
+        for row in rows:
+            if not row[column]:  # also of a line that is too short
+                raise ValueError(f"line {rows.line_num} has no {column}")
+            if column == "index" and not row[column].strip().isdecimal():
+                raise ValueError(f"line {rows.line_num}: index {row[column]!r} is no whole number")
+            values.append(row[column])
+    return values if column == "id" else np.array([int(value) for value in values], np.int64)
 
 
 def _read_npy(path: Path) -> Ints:
