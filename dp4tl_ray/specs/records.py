@@ -72,6 +72,13 @@ class Export(Spec):
     """Names the content of its files; empty for embedded ones."""
     num_source: Annotated[int, Field(ge=0)]
     """Examples of the source."""
+    num_skipped: Annotated[int, Field(ge=0)]
+    """Pictures of its dataset that are none of them because they do not decode."""
+    num_excluded: Annotated[int, Field(ge=0)] | None
+    """Pictures of its dataset that `exclude` left out; null where that list was not at hand."""
+    index: str | None
+    """The dataset whose items an index counts, whatever was left out; null where the pictures are
+    listed in an order of this package alone, and have no index."""
     target: str
     """Dataset that it was chosen for, as in results; `any` where the method knows of none, `all`
     where one subset serves all targets of the study."""
