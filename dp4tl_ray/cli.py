@@ -38,7 +38,7 @@ formats, and the file that each writes beside manifest.json:
   imagefolder-symlinks  train/CLASS/...: links to the pictures, where each is a file
   ffcv-indices          kept.indices: a tensor for ffcv.loader.Loader(indices=...)
   hf                    kept.jsonl: the columns of csv, for datasets.load_dataset("json", ...)
-  dp4tl                 kept.json: for `methods: [{method: given, path: kept.json}]`
+  dp4tl                 kept.json: for `methods: [{method: given, path: .../kept.json}]`
 
 An index counts what the source's dataset lists, before `exclude` and `corrupt: skip` leave some
 out: of image_folder and imagenet in the order of torchvision's ImageFolder on the training folder,

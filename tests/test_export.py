@@ -14,6 +14,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from ruamel.yaml import YAML
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 from dp4tl_ray.cli import EXPORT_FORMATS
@@ -232,7 +233,7 @@ def test_links_keep_names_within_classes_of_any_name(
         source=ImageFolder(path=str(tmp_path)),
     )
     out = tmp_path_factory.mktemp("out")
-    write_format(kept, "imagefolder-symlinks", out)
+    write_format(kept, "imagefolder-symlinks", out, out)
     assert [(out / "train" / name).resolve() for name in names] == [
         (tmp_path / prefix / name).resolve() for name in names
     ]
@@ -250,7 +251,7 @@ KEPT = Kept(
 
 
 def test_json_knows_no_infinite_scores(tmp_path: Path) -> None:
-    write_format(KEPT, "hf", tmp_path)
+    write_format(KEPT, "hf", tmp_path, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
     assert [line["score"] for line in lines] == [None, None]
     assert [(line["id"], line["rank"]) for line in lines] == [("d\u00e9", 0), ("a", 1)]
@@ -261,10 +262,10 @@ def test_links_to_what_is_no_file_are_refused(tmp_path: Path) -> None:
         ExportError,
         match="of glyphs_and_textures have no files; allowed: txt, csv, hf, dp4tl, npy, ffcv-ind",
     ):
-        write_format(KEPT, "imagefolder-symlinks", tmp_path)
+        write_format(KEPT, "imagefolder-symlinks", tmp_path, tmp_path)
     other = replace(KEPT, source=ImageFolder(path=str(write_folder(tmp_path, range(2), 2, 0))))
     with pytest.raises(ExportError, match=r"has no a any more"):
-        write_format(other, "imagefolder-symlinks", tmp_path)
+        write_format(other, "imagefolder-symlinks", tmp_path, tmp_path)
 
 
 def test_links_to_imagenet_are_in_folders_of_wnids(
@@ -276,7 +277,7 @@ def test_links_to_imagenet_are_in_folders_of_wnids(
     pictures = open_pictures(source, "source")
     kept = whole(source)
     out = tmp_path_factory.mktemp("out")
-    write_format(kept, "imagefolder-symlinks", out)
+    write_format(kept, "imagefolder-symlinks", out, out)
     links = sorted(path for path in out.rglob("*") if path.is_symlink())
     assert [str(link.relative_to(out)) for link in links] == sorted(pictures.ids)
     assert all(link.resolve() == (tmp_path / link.relative_to(out)).resolve() for link in links)
@@ -373,11 +374,11 @@ def test_what_is_sorted_by_name_has_ids_and_no_indices(
             match=f"{form} has indices alone, and the pictures of {source.dataset} are sorted .* "
             "carry ids: txt, csv, hf, dp4tl, and imagefolder-symlinks",
         ):
-            write_format(kept, form, tmp_path)
+            write_format(kept, form, tmp_path, tmp_path)
     assert not any(tmp_path.iterdir())
-    write_format(kept, "csv", tmp_path)
+    write_format(kept, "csv", tmp_path, tmp_path)
     assert [(row["index"], row["id"]) for row in table(tmp_path)] == [("", "d\u00e9"), ("", "a")]
-    _, use = write_format(kept, "hf", tmp_path)
+    _, use = write_format(kept, "hf", tmp_path, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
     assert [line["index"] for line in lines] == [None, None]
     datasets = pytest.importorskip("datasets")
@@ -488,10 +489,13 @@ def test_an_export_is_of_the_whole_dataset_whatever_was_left_out(
 @pytest.mark.parametrize("name", ["kept.npy", "kept.csv", "kept.txt", "kept.json", "index.csv"])
 def test_a_thinned_subset_comes_back_as_it_was(thinned: Thinned, tmp_path: Path, name: str) -> None:
     form = {"kept.json": "dp4tl", "index.csv": "csv"}.get(name, name.removeprefix("kept."))
-    _, path = thinned.export(form, tmp_path / "out")  # type: ignore[arg-type]
+    export, path = thinned.export(form, tmp_path / "out")  # type: ignore[arg-type]
     if name == "index.csv":
         lines = "".join(f"{row['index']}\n" for row in table(path))
         (path / name).write_text(f"index\n{lines}")
+    if form == "dp4tl":
+        [method] = YAML(typ="safe", pure=True).load(export.use)["methods"]
+        assert method == {"method": "given", "path": str(path / name)}
     plan, errors = thinned.given(path / name)
     assert not errors and thinned.chosen(plan) == thinned.chosen(thinned.plan)
     assert not [line for line in alarms(plan, thinned.store) if line.startswith("score")]
@@ -572,7 +576,7 @@ def test_nothing_that_is_there_is_overwritten(world: World, tmp_path: Path) -> N
 def test_an_export_that_fails_leaves_nothing(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(kept: Kept, form: ExportFormat, folder: Path) -> tuple[list[str], str]:
+    def full(kept: Kept, form: ExportFormat, folder: Path, out: Path) -> tuple[list[str], str]:
         (folder / "kept.txt").write_text("half")
         raise OSError("no space left")
 

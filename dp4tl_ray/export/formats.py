@@ -65,8 +65,14 @@ class Kept:
             yield index, self.ids[row], k, self.class_names[k], float(self.scores[row]), rank
 
 
-def write_format(kept: Kept, form: ExportFormat, folder: Path) -> tuple[list[str], str]:
+def write_format(kept: Kept, form: ExportFormat, folder: Path, out: Path) -> tuple[list[str], str]:
     """Write a subset into an empty folder.
+
+    Args:
+        kept: The subset.
+        form: Format.
+        folder: Where to write.
+        out: Where the folder will be in the end.
 
     Returns:
         The files to be listed with their checksums, and how to read them in one line of code.
@@ -104,7 +110,8 @@ def write_format(kept: Kept, form: ExportFormat, folder: Path) -> tuple[list[str
         case "dp4tl":
             content = {"format": SUBSET_FORMAT, "ids": [kept.ids[row] for row in kept.rows]}
             (folder / "kept.json").write_text(json.dumps(content, indent=0), encoding="utf-8")
-            return ["kept.json"], "methods: [{method: given, path: kept.json}]"
+            path = json.dumps(str(out / "kept.json"), ensure_ascii=False)  # quoted, as YAML too
+            return ["kept.json"], f"methods: [{{method: given, path: {path}}}]"
         case _:
             assert_never(form)
 

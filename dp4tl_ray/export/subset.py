@@ -64,7 +64,7 @@ def export_subset(
     part = out.with_name(f".{out.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part")
     part.mkdir(parents=True)
     try:
-        names, use = write_format(kept, form, part)
+        names, use = write_format(kept, form, part, out)
         files = {n: File(sha256=sha256_of(part / n), size=(part / n).stat().st_size) for n in names}
         export = _record(plan, store, cell, kept, form, files, use)
         (part / MANIFEST).write_text(export.model_dump_json(indent=1), encoding="utf-8")

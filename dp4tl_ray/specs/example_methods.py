@@ -230,8 +230,8 @@ class Given(ExampleMethod):
     path: Annotated[str, Field(min_length=1)]
     """File that every machine can read: .txt of ids, one per line; .csv with a column id, or else
     index; .npy of indices; .json of `dp4tl export --format dp4tl`. An index counts what the
-    source's dataset lists, before `exclude` and `corrupt: skip` leave some out. Its
-    content is part of the identity."""
+    source's dataset lists, before `exclude` and `corrupt: skip` leave some out. A relative path
+    starts at the working directory, not at `data_root`. Its content is part of the identity."""
     select: Annotated[Top, BareName("rule")] = Top()
     """The list is the order."""
 

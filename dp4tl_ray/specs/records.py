@@ -61,8 +61,8 @@ ExportFormat = Literal["npy", "txt", "csv", "imagefolder-symlinks", "ffcv-indice
 
 
 class Export(Spec):
-    """Record of a subset that was written for other code; it knows no time and no machine, so that
-    equal exports have equal records."""
+    """Record of a subset that was written for other code; it knows no time, so that the same export
+    into the same folder has the same record."""
 
     study: str
     """Study that chose the subset."""
