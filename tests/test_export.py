@@ -20,7 +20,8 @@ from torchvision.datasets import ImageFolder as TorchvisionFolder
 from dp4tl_ray.cli import EXPORT_FORMATS
 from dp4tl_ray.data.decode import decoded
 from dp4tl_ray.data.load import open_pictures
-from dp4tl_ray.export import subset
+from dp4tl_ray.data.pictures import Pictures as Listed
+from dp4tl_ray.export import formats, subset
 from dp4tl_ray.export.choose import ExportError
 from dp4tl_ray.export.formats import Kept, write_format
 from dp4tl_ray.export.subset import export_subset
@@ -237,6 +238,41 @@ def test_links_keep_names_within_classes_of_any_name(
     assert [(out / "train" / name).resolve() for name in names] == [
         (tmp_path / prefix / name).resolve() for name in names
     ]
+
+
+@pytest.mark.parametrize(
+    ("ids", "classes", "links"),
+    [
+        # one class of several folders: the folder becomes a part of the name
+        (
+            ["x/b_c-2.png", "x/b_c.png", "x_b/c.png"],
+            ["k", "k", "k"],
+            ["k/x_b_c-2.png", "k/x_b_c.png", "k/x_b_c-3.png"],
+        ),
+        # two classes that would be one, once a class is a folder
+        (["1/p.png", "1/q.png"], ["a/b", "a_b"], ["a_b/1_p.png", "a_b-2/1_q.png"]),
+        # names that a loader made up; none of them leads elsewhere
+        (["/mine/0.png", "../0.png", "/"], ["k", "k", "k"], ["k/mine_0.png", "k/0.png", "k/_"]),
+        (["/mine/0.png", "/mine/../0.png"], ["k", "k"], ["mine/0.png", "mine/0-2.png"]),
+    ],
+)
+def test_links_merge_no_pictures_and_no_classes(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ids: list[str],
+    classes: list[str],
+    links: list[str],
+) -> None:
+    class_names, n = sorted({*classes}), len(ids)
+    labels = np.array([class_names.index(name) for name in classes])
+    files = [f"/pictures/{row}" for row in range(n)]
+    listed = Listed(ids, labels, np.zeros(n, np.int8), (*class_names,), files.__getitem__, files)  # type: ignore[arg-type]
+    monkeypatch.setattr(formats, "open_pictures", lambda *_: listed)
+    every, source = np.arange(n), ImageFolder(path="/pictures")
+    kept = Kept(every, every, ids, labels, class_names, np.zeros(n), source)
+    write_format(kept, "imagefolder-symlinks", tmp_path, tmp_path)
+    found = {path: os.readlink(path) for path in tmp_path.rglob("*") if path.is_symlink()}
+    assert found == {tmp_path / "train" / link: f for link, f in zip(links, files, strict=True)}
 
 
 KEPT = Kept(

@@ -7,8 +7,10 @@ that is the same picture. Shapes: n kept examples of N.
 import csv
 import json
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import assert_never
 
@@ -182,11 +184,28 @@ def _write_links(kept: Kept, folder: Path) -> tuple[list[str], str]:
 
 def _places(kept: Kept) -> dict[int, str]:
     """Return row -> CLASS/NAME: as in the source, where it has a folder per class."""
-    rows = kept.rows.tolist()
-    parts = {row: PurePosixPath(kept.ids[row].removeprefix("train/")).parts for row in rows}
+    rows = np.sort(kept.rows).tolist()
+    parts = {row: _parts(kept.ids[row].removeprefix("train/")) for row in rows}
     pairs = {(parts[row][0], int(kept.labels[row])) for row in rows}
     folders, classes = ({pair[n] for pair in pairs} for n in (0, 1))
     if len(pairs) == len(folders) == len(classes) and min(map(len, parts.values())) > 1:
-        return {row: "/".join(parts[row]) for row in rows}
-    names = [name.replace("/", "_") for name in kept.class_names]
-    return {row: f"{names[kept.labels[row]]}/{'_'.join(parts[row])}" for row in rows}
+        places = ["/".join(parts[row]) for row in rows]
+    else:
+        names = _distinct(name.replace("/", "_") for name in kept.class_names)
+        places = [f"{names[kept.labels[row]]}/{'_'.join(parts[row])}" for row in rows]
+    return dict(zip(rows, _distinct(places), strict=True))
+
+
+def _parts(id: str) -> list[str]:
+    """Split an id that looks like a path, without what would lead out of a folder."""
+    return [part for part in PurePosixPath(id).parts if part not in ("/", "//", "..")] or ["_"]
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    """Number the names that were there before, in front of their ending."""
+    taken = dict[str, None]()
+    for name in names:
+        stem, ending = os.path.splitext(name)
+        numbered = (f"{stem}-{n}{ending}" for n in count(2))
+        taken[next(new for new in chain([name], numbered) if new not in taken)] = None
+    return list(taken)
