@@ -147,8 +147,9 @@ def _add_export(verbs: Any, study: argparse.ArgumentParser) -> None:
     )
     export.add_argument("--ratio", metavar="R", help="pruning ratio: the share that is removed")
     export.add_argument(
-        "--target", metavar="NAME", help="as in results, or the name of its dataset or folder"
-    )
+        "--target", metavar="NAME",
+        help="as in results or, here alone, its dataset or the last part of its path",
+    )  # fmt: skip
     export.add_argument("--seed", metavar="N", help="of the study's seeds (default: the first)")
     export.add_argument("--format", required=True, choices=EXPORT_FORMATS)
     export.add_argument(
