@@ -32,16 +32,19 @@ SCHEMA_NAMES = ("study", "manifest", "result", "export")
 EXPORT_FORMATS = ("npy", "txt", "csv", "imagefolder-symlinks", "ffcv-indices", "hf", "dp4tl")
 EXPORT_EPILOG = """\
 formats, and the file that each writes beside manifest.json:
-  npy                   kept.npy: indices into the source, int64, ascending
+  npy                   kept.npy: indices into the source's dataset, int64, ascending
   txt                   kept.txt: ids, one per line, most wanted first
   csv                   kept.csv: index, id, class_index, class_name, score, rank (0 is the first)
   imagefolder-symlinks  train/CLASS/...: links to the pictures, where each is a file
   ffcv-indices          kept.indices: a tensor for ffcv.loader.Loader(indices=...)
   hf                    kept.jsonl: the columns of csv, for datasets.load_dataset("json", ...)
-  dp4tl                 kept.json: for `methods: [{method: given, path: kept.json}]`
+  dp4tl                 kept.json: for `methods: [{method: given, path: .../kept.json}]`
 
-Of image_folder and imagenet the source's order is that of torchvision's ImageFolder on the training
-folder, where no class has folders of its own; a .beton must have been written in it.
+An index counts what the source's dataset lists, before `exclude` and `corrupt: skip` leave some
+out: of image_folder and imagenet in the order of torchvision's ImageFolder on the training folder,
+of cifar10 and cifar100 in torchvision's, of huggingface and parquet by rows, of custom as its
+loader lists them; a .beton must have been written in that order. The others are sorted by name,
+as nowhere else: they have no npy and no ffcv-indices, and an empty index in csv and hf.
 
   dp4tl export STUDY --method label_mapping --ratio 0.5 --target pets --format npy --out kept
 """
@@ -144,8 +147,9 @@ def _add_export(verbs: Any, study: argparse.ArgumentParser) -> None:
     )
     export.add_argument("--ratio", metavar="R", help="pruning ratio: the share that is removed")
     export.add_argument(
-        "--target", metavar="NAME", help="as in results, or the name of its dataset or folder"
-    )
+        "--target", metavar="NAME",
+        help="as in results or, here alone, its dataset or the last part of its path",
+    )  # fmt: skip
     export.add_argument("--seed", metavar="N", help="of the study's seeds (default: the first)")
     export.add_argument("--format", required=True, choices=EXPORT_FORMATS)
     export.add_argument(

@@ -1,9 +1,10 @@
 """Exports: what is written is what was kept, others read it, and nothing is overwritten."""
 
 import csv
+import importlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -11,23 +12,40 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
+from ruamel.yaml import YAML
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 from dp4tl_ray.cli import EXPORT_FORMATS
+from dp4tl_ray.data.decode import decoded
 from dp4tl_ray.data.load import open_pictures
-from dp4tl_ray.export import subset
+from dp4tl_ray.data.pictures import Pictures as Listed
+from dp4tl_ray.export import formats, subset
 from dp4tl_ray.export.choose import ExportError
 from dp4tl_ray.export.formats import Kept, write_format
 from dp4tl_ray.export.subset import export_subset
 from dp4tl_ray.plan import Cell, Plan
 from dp4tl_ray.specs.base import label
-from dp4tl_ray.specs.data import GlyphsAndTextures, ImageFolder, ImageNet
+from dp4tl_ray.specs.data import (
+    CoOp,
+    Custom,
+    Dataset,
+    GlyphsAndTextures,
+    HuggingFace,
+    ImageFolder,
+    ImageNet,
+    Parquet,
+    TorchvisionDataset,
+    Waterbirds,
+    WebDataset,
+)
 from dp4tl_ray.specs.records import Export, ExportFormat
+from dp4tl_ray.specs.study import Study
 from dp4tl_ray.store import Store, open_store, sha256_of
-from dp4tl_ray.sweep import plan_study, run_study
+from dp4tl_ray.sweep import alarms, plan_study, run_study
 from tests.conftest import folder, supervised, tiny_study, write_folder
-from tests.data.copies import imagenet
+from tests.data.copies import TORCHVISION, imagenet, write_classes
 from tests.data.loading import load_images
 
 Pictures = dict[str, str]
@@ -208,6 +226,7 @@ def test_links_keep_names_within_classes_of_any_name(
     labels = np.array([classes.index(name.split("/")[0]) for name in names])
     kept = Kept(
         rows=np.arange(len(names)),
+        listed_rows=np.arange(len(names)),
         ids=[prefix + name for name in names],
         labels=labels,
         class_names=classes,
@@ -215,14 +234,50 @@ def test_links_keep_names_within_classes_of_any_name(
         source=ImageFolder(path=str(tmp_path)),
     )
     out = tmp_path_factory.mktemp("out")
-    write_format(kept, "imagefolder-symlinks", out)
+    write_format(kept, "imagefolder-symlinks", out, out)
     assert [(out / "train" / name).resolve() for name in names] == [
         (tmp_path / prefix / name).resolve() for name in names
     ]
 
 
+@pytest.mark.parametrize(
+    ("ids", "classes", "links"),
+    [
+        # one class of several folders: the folder becomes a part of the name
+        (
+            ["x/b_c-2.png", "x/b_c.png", "x_b/c.png"],
+            ["k", "k", "k"],
+            ["k/x_b_c-2.png", "k/x_b_c.png", "k/x_b_c-3.png"],
+        ),
+        # two classes that would be one, once a class is a folder
+        (["1/p.png", "1/q.png"], ["a/b", "a_b"], ["a_b/1_p.png", "a_b-2/1_q.png"]),
+        # names that a loader made up; none of them leads elsewhere
+        (["/mine/0.png", "../0.png", "/"], ["k", "k", "k"], ["k/mine_0.png", "k/0.png", "k/_"]),
+        (["/mine/0.png", "/mine/../0.png"], ["k", "k"], ["mine/0.png", "mine/0-2.png"]),
+    ],
+)
+def test_links_merge_no_pictures_and_no_classes(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ids: list[str],
+    classes: list[str],
+    links: list[str],
+) -> None:
+    class_names, n = sorted({*classes}), len(ids)
+    labels = np.array([class_names.index(name) for name in classes])
+    files = [f"/pictures/{row}" for row in range(n)]
+    listed = Listed(ids, labels, np.zeros(n, np.int8), (*class_names,), files.__getitem__, files)  # type: ignore[arg-type]
+    monkeypatch.setattr(formats, "open_pictures", lambda *_: listed)
+    every, source = np.arange(n), ImageFolder(path="/pictures")
+    kept = Kept(every, every, ids, labels, class_names, np.zeros(n), source)
+    write_format(kept, "imagefolder-symlinks", tmp_path, tmp_path)
+    found = {path: os.readlink(path) for path in tmp_path.rglob("*") if path.is_symlink()}
+    assert found == {tmp_path / "train" / link: f for link, f in zip(links, files, strict=True)}
+
+
 KEPT = Kept(
     rows=np.array([2, 0]),
+    listed_rows=np.array([1, 3, 4]),
     ids=["a", 'b,"c', "d\u00e9"],
     labels=np.array([0, 1, 1]),
     class_names=["x", "y"],
@@ -232,7 +287,7 @@ KEPT = Kept(
 
 
 def test_json_knows_no_infinite_scores(tmp_path: Path) -> None:
-    write_format(KEPT, "hf", tmp_path)
+    write_format(KEPT, "hf", tmp_path, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
     assert [line["score"] for line in lines] == [None, None]
     assert [(line["id"], line["rank"]) for line in lines] == [("d\u00e9", 0), ("a", 1)]
@@ -240,12 +295,13 @@ def test_json_knows_no_infinite_scores(tmp_path: Path) -> None:
 
 def test_links_to_what_is_no_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        ExportError, match="of glyphs_and_textures have no files; allowed: npy, txt"
+        ExportError,
+        match="of glyphs_and_textures have no files; allowed: txt, csv, hf, dp4tl, npy, ffcv-ind",
     ):
-        write_format(KEPT, "imagefolder-symlinks", tmp_path)
+        write_format(KEPT, "imagefolder-symlinks", tmp_path, tmp_path)
     other = replace(KEPT, source=ImageFolder(path=str(write_folder(tmp_path, range(2), 2, 0))))
     with pytest.raises(ExportError, match=r"has no a any more"):
-        write_format(other, "imagefolder-symlinks", tmp_path)
+        write_format(other, "imagefolder-symlinks", tmp_path, tmp_path)
 
 
 def test_links_to_imagenet_are_in_folders_of_wnids(
@@ -255,16 +311,269 @@ def test_links_to_imagenet_are_in_folders_of_wnids(
     imagenet(tmp_path, np.random.default_rng(0), wnids)
     source = ImageNet(path=str(tmp_path))
     pictures = open_pictures(source, "source")
-    n = len(pictures)
-    scores = np.zeros(n)
-    kept = Kept(
-        np.arange(n), [*pictures.ids], pictures.labels, [*pictures.class_names], scores, source
-    )
+    kept = whole(source)
     out = tmp_path_factory.mktemp("out")
-    write_format(kept, "imagefolder-symlinks", out)
+    write_format(kept, "imagefolder-symlinks", out, out)
     links = sorted(path for path in out.rglob("*") if path.is_symlink())
     assert [str(link.relative_to(out)) for link in links] == sorted(pictures.ids)
     assert all(link.resolve() == (tmp_path / link.relative_to(out)).resolve() for link in links)
+
+
+# -- what an index counts --------------------------------------------------------------------------
+
+
+def whole(source: Dataset) -> Kept:
+    """Everything that a source lists."""
+    pictures = open_pictures(source, "source")
+    every, class_names = np.arange(len(pictures)), [*pictures.class_names]
+    scores = np.zeros(len(pictures))
+    return Kept(every, every, [*pictures.ids], pictures.labels, class_names, scores, source)
+
+
+@pytest.mark.parametrize("name", ["folder", "split folder", "imagenet", "cifar10", "cifar100"])
+def test_an_index_counts_the_items_of_torchvision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    # copies are not what torchvision knows the checksums of
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5: True)
+    rng, source = np.random.default_rng(0), dict[str, Any](path=str(tmp_path))
+    match name:
+        case "folder" | "split folder":
+            below = tmp_path / ("train" if name == "split folder" else "")
+            write_classes(below, ("b", "a", "B c"), 3, rng)
+            spec: Dataset = ImageFolder(**source)
+        case "imagenet":
+            imagenet(tmp_path, rng, {"n01443537": ("goldfish",), "n01440764": ("tench",)})
+            spec = ImageNet(**source)
+        case _:
+            TORCHVISION[name](tmp_path, rng)
+            spec = TorchvisionDataset(dataset=name, **source)  # type: ignore[arg-type]
+    kept, pictures = whole(spec), open_pictures(spec, "source")
+    assert kept.indexed is not None
+    theirs = eval(kept.indexed, {"torchvision": torchvision})
+    assert len(theirs) == len(pictures) > 6
+    for row, (picture, k) in enumerate(theirs):
+        assert k == pictures.labels[row]
+        assert np.array_equal(np.asarray(picture), decoded(pictures.read(row), 3))
+
+
+def test_an_index_counts_the_rows_of_parquet(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    for n, name in enumerate(("train-1", "a/train-0", "test-0", "train-0")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        ids = [f"{n} {row}" for row in range(3)]
+        rows = {"image": [b""] * 3, "label": ["x", "y", "x"], "id": ids}
+        pq.write_table(pa.table(rows), tmp_path / f"{name}.parquet", row_group_size=2)
+    kept = whole(Parquet(path=str(tmp_path), id="id"))
+    assert kept.indexed is not None and kept.indexed.endswith("the order of sorted pathlib paths")
+    files = sorted(file for file in tmp_path.rglob("*.parquet") if "train" in file.name)
+    table = importlib.import_module("pyarrow.dataset").dataset([*map(str, files)]).to_table()
+    assert table["id"].to_pylist() == kept.ids
+
+
+def test_an_index_counts_the_rows_of_hugging_face(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = {"image": [b"x"] * 5, "label": ["d", "a", "c", "a", "b"]}
+    splits = {name: datasets.Dataset.from_dict(rows) for name in ("test", "train")}
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "d"))
+    kept = whole(HuggingFace(path=str(tmp_path / "d")))
+    assert kept.indexed == f"split train of {tmp_path / 'd'}"
+    assert [kept.class_names[k] for k in kept.labels] == rows["label"]
+
+
+def test_an_index_of_a_custom_dataset_counts_what_its_loader_lists() -> None:
+    mine = replace(KEPT, source=Custom(path="/mine", loader="listed"))
+    assert mine.indexed == "the training pictures of /mine as loader listed lists them"
+    assert KEPT.indexed == "glyphs_and_textures of dp4tl_ray"
+
+
+SORTED: list[Dataset] = [
+    *(
+        TorchvisionDataset(dataset=name, path="/x")
+        for name in get_args(TorchvisionDataset.model_fields["dataset"].annotation)
+        if not name.startswith("cifar")
+    ),
+    CoOp(path="/x"),
+    Waterbirds(path="/x"),
+    WebDataset(path="/x"),
+]
+
+
+@pytest.mark.parametrize("source", SORTED, ids=lambda source: source.dataset)
+def test_what_is_sorted_by_name_has_ids_and_no_indices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Dataset
+) -> None:
+    kept = replace(KEPT, source=source)
+    for form in FORMATS[:1] + FORMATS[4:5]:
+        with pytest.raises(
+            ExportError,
+            match=f"{form} has indices alone, and the pictures of {source.dataset} are sorted .* "
+            "carry ids: txt, csv, hf, dp4tl, and imagefolder-symlinks",
+        ):
+            write_format(kept, form, tmp_path, tmp_path)
+    assert not any(tmp_path.iterdir())
+    write_format(kept, "csv", tmp_path, tmp_path)
+    assert [(row["index"], row["id"]) for row in table(tmp_path)] == [("", "d\u00e9"), ("", "a")]
+    _, use = write_format(kept, "hf", tmp_path, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
+    assert [line["index"] for line in lines] == [None, None]
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    dataset = datasets.Dataset.from_dict({"id": ["d\u00e9", "b", "a"]})
+    assert eval(use, {"dataset": dataset, "datasets": datasets})["id"][:] == ["d\u00e9", "a"]
+
+
+BROKEN = ("stripes0/000.png", "stripes2/007.png", "stripes5/023.png")
+UNWANTED = ("stripes0/001.png", "stripes3/000.png", "stripes5/022.png")
+
+
+@dataclass(frozen=True)
+class Thinned:
+    """A source of which some was left out, and a subset of the rest."""
+
+    study: Callable[..., Study]
+    plan: Plan
+    store: Store
+    source: str
+    num_skipped: int
+    num_excluded: int
+
+    def chosen(self, plan: Plan) -> tuple[list[int], list[str]]:
+        """Rows and ids that the one prune step of a plan keeps."""
+        steps = next(cell.steps for cell in plan.cells if "prune" in cell.steps)
+        data, pruned = (self.store.find(plan.steps[steps[r]]) for r in ("source", "prune"))
+        assert data is not None and pruned is not None
+        rows, ids = pruned.array("kept_indices").tolist(), data.json("ids")
+        return rows, [ids[row] for row in rows]
+
+    def export(self, form: ExportFormat, out: Path) -> tuple[Export, Path]:
+        asked = dict.fromkeys(("method", "ratio", "seed", "target"))
+        return export_subset(self.plan, self.store, asked, form, out, "")
+
+    def given(self, path: Path) -> tuple[Plan, set[str]]:
+        """Choose again, as a list says; returns the plan and the errors."""
+        again = self.study(methods=[{"method": "given", "path": str(path)}])
+        outcome = run_study(again, plan_study(again, "prune"), self.store, local=True)
+        return plan_study(again), {*outcome.errors.values()}
+
+
+@pytest.fixture(scope="module", params=["skip", "exclude", "both"])
+def thinned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Thinned:
+    root, what = tmp_path_factory.mktemp("thinned"), request.param
+    paths = {
+        "source": str(write_folder(root / "source", range(6), 24, seed=0)),
+        "target": str(write_folder(root / "target", range(1, 4), 30, seed=1)),
+    }
+    changes: dict[str, Any] = {}
+    if what != "exclude":
+        changes["corrupt"] = "skip"
+        for name in BROKEN:
+            file = root / "source" / name
+            file.write_bytes(file.read_bytes()[:60])
+    if what != "skip":
+        changes["exclude"] = str(root / "unwanted.txt")
+        (root / "unwanted.txt").write_text("".join(f"{name}\n" for name in UNWANTED))
+
+    def study(**others: Any) -> Study:
+        return tiny_study(
+            paths,
+            source=folder(paths["source"], **changes),
+            pruning_ratios=[0.5],
+            pretraining=[supervised()],
+            **others,
+        )
+
+    store, asked = open_store(str(root / "store")), study(methods=["random_examples"])
+    assert not run_study(asked, plan_study(asked, "prune"), store, local=True).errors
+    skipped, excluded = 3 * (what != "exclude"), 3 * (what != "skip")
+    return Thinned(study, plan_study(asked), store, paths["source"], skipped, excluded)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_an_export_is_of_the_whole_dataset_whatever_was_left_out(
+    thinned: Thinned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: ExportFormat
+) -> None:
+    export, path = thinned.export(form, tmp_path / "out")
+    _, wanted = thinned.chosen(thinned.plan)
+    there = TorchvisionFolder(thinned.source)
+    names = [os.path.relpath(file, thinned.source) for file, _ in there.samples]
+    assert len(wanted) == (69 if thinned.num_skipped + thinned.num_excluded == 6 else 70)
+    assert sorted(names[row] for row in read(form, path, thinned.source)) == wanted
+    assert (export.num_skipped, export.num_excluded) == (thinned.num_skipped, thinned.num_excluded)
+    assert export.num_source == 144 - thinned.num_skipped - thinned.num_excluded
+    assert export.index == f"torchvision.datasets.ImageFolder({thinned.source!r})"
+    monkeypatch.chdir(path)
+    match form:
+        case "npy":
+            dataset = eval(str(export.index), {"torchvision": torchvision})
+            found = eval(export.use, {"torch": torch, "numpy": np, "dataset": dataset})
+            for (picture, k), name in zip(found, wanted, strict=True):
+                with Image.open(Path(thinned.source, name)) as file:
+                    assert np.array_equal(np.asarray(picture.convert("L")), np.asarray(file))
+                assert there.classes[k] == name.split("/")[0]
+        case "hf":
+            datasets = pytest.importorskip("datasets")
+            monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+            dataset = datasets.Dataset.from_dict({"id": names})
+            found = eval(export.use, {"datasets": datasets, "dataset": dataset})
+            assert found["id"][:] == wanted
+        case "csv":
+            assert all(names[int(row["index"])] == row["id"] for row in table(path))
+
+
+@pytest.mark.parametrize("name", ["kept.npy", "kept.csv", "kept.txt", "kept.json", "index.csv"])
+def test_a_thinned_subset_comes_back_as_it_was(thinned: Thinned, tmp_path: Path, name: str) -> None:
+    form = {"kept.json": "dp4tl", "index.csv": "csv"}.get(name, name.removeprefix("kept."))
+    export, path = thinned.export(form, tmp_path / "out")  # type: ignore[arg-type]
+    if name == "index.csv":
+        lines = "".join(f"{row['index']}\n" for row in table(path))
+        (path / name).write_text(f"index\n{lines}")
+    if form == "dp4tl":
+        [method] = YAML(typ="safe", pure=True).load(export.use)["methods"]
+        assert method == {"method": "given", "path": str(path / name)}
+    plan, errors = thinned.given(path / name)
+    assert not errors and thinned.chosen(plan) == thinned.chosen(thinned.plan)
+    assert not [line for line in alarms(plan, thinned.store) if line.startswith("score")]
+
+
+@pytest.mark.parametrize("name", ["all.npy", "all.txt"])
+def test_what_a_list_names_and_was_left_out_is_an_alarm(
+    thinned: Thinned, tmp_path: Path, name: str
+) -> None:
+    samples = TorchvisionFolder(thinned.source).samples
+    names = [os.path.relpath(file, thinned.source) for file, _ in samples]
+    path, left_out = tmp_path / name, thinned.num_skipped + thinned.num_excluded
+    if name == "all.npy":
+        np.save(path, np.arange(144))
+    else:
+        path.write_text("\n".join(names))
+    plan, errors = thinned.given(path)
+    gone = {*BROKEN[: thinned.num_skipped], *UNWANTED[: thinned.num_excluded]}
+    there = [one for one in names if one not in gone]
+    assert not errors and thinned.chosen(plan)[1] == there[: round(0.5 * len(there))]
+    [alarm] = [line for line in alarms(plan, thinned.store) if line.startswith("score")]
+    assert f"{left_out} of the 144 examples that {path} lists were left out" in alarm
+    if name == "all.npy":
+        np.save(path, np.arange(145))
+    else:
+        path.write_text("\n".join([*names, "other.png"]))
+    _, errors = thinned.given(path)
+    assert errors and all("is of another dataset: " in error for error in errors)
+
+
+def test_what_was_excluded_is_not_counted_where_its_list_is_gone(
+    thinned: Thinned, tmp_path: Path
+) -> None:
+    unwanted = Path(thinned.source).parent / "unwanted.txt"
+    hidden = unwanted.rename(tmp_path / "hidden") if thinned.num_excluded else None
+    try:
+        export, _ = thinned.export("npy", tmp_path / "out")
+    finally:
+        if hidden:
+            hidden.rename(unwanted)
+    assert export.num_excluded == (None if hidden else 0)
+    assert export.num_skipped == thinned.num_skipped
 
 
 # -- what is there already -------------------------------------------------------------------------
@@ -303,7 +612,7 @@ def test_nothing_that_is_there_is_overwritten(world: World, tmp_path: Path) -> N
 def test_an_export_that_fails_leaves_nothing(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(kept: Kept, form: ExportFormat, folder: Path) -> tuple[list[str], str]:
+    def full(kept: Kept, form: ExportFormat, folder: Path, out: Path) -> tuple[list[str], str]:
         (folder / "kept.txt").write_text("half")
         raise OSError("no space left")
 

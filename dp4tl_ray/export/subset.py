@@ -19,6 +19,7 @@ from dp4tl_ray.specs.records import Export, ExportFormat, File
 from dp4tl_ray.specs.selector import AnySelector, WholeUnits
 from dp4tl_ray.specs.steps import DataStep, PruneStep
 from dp4tl_ray.stages.bench import free_memory
+from dp4tl_ray.stages.listing import excluded_ids, skipped_ids
 from dp4tl_ray.stages.score import embedding, load_scores
 from dp4tl_ray.store import MANIFEST, Artifact, Store, sha256_of
 from dp4tl_ray.training.worker import seed_for
@@ -63,7 +64,7 @@ def export_subset(
     part = out.with_name(f".{out.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part")
     part.mkdir(parents=True)
     try:
-        names, use = write_format(kept, form, part)
+        names, use = write_format(kept, form, part, out)
         files = {n: File(sha256=sha256_of(part / n), size=(part / n).stat().st_size) for n in names}
         export = _record(plan, store, cell, kept, form, files, use)
         (part / MANIFEST).write_text(export.model_dump_json(indent=1), encoding="utf-8")
@@ -91,6 +92,7 @@ def load_subset(plan: Plan, store: Store, cell: Cell, command: str) -> Kept:
     scores = load_scores(inputs["score"])
     return Kept(
         rows=_in_order(spec, pruned, inputs),
+        listed_rows=np.asarray(source.array("listed_rows")),
         ids=source.json("ids"),
         labels=np.asarray(source.array("labels")),
         class_names=source.json("class_names"),
@@ -125,14 +127,19 @@ def _record(
     use: str,
 ) -> Export:
     prune, source = plan.steps[cell.steps["prune"]], plan.steps[cell.steps["source"]].spec
-    pruned = store.find(prune)
-    assert pruned is not None and cell.method is not None and isinstance(source, DataStep)
+    pruned, data = store.find(prune), store.find(plan.steps[cell.steps["source"]])
+    assert pruned is not None and data is not None
+    assert cell.method is not None and isinstance(source, DataStep)
+    excluded = excluded_ids(data)
     return Export.model_validate(
         {
             "study": plan.study.name,
             "source": source.dataset,
             "source_fingerprint": source.fingerprint,
             "num_source": len(kept.labels),
+            "num_skipped": len(skipped_ids(data)),
+            "num_excluded": None if excluded is None else len(excluded),
+            "index": kept.indexed,
             "target": _target(cell),
             "method": cell.method,
             "method_label": label(cell.method),

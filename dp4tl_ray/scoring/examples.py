@@ -26,7 +26,7 @@ from dp4tl_ray.algorithms.kmeans import assign
 from dp4tl_ray.algorithms.neighbors import max_cosine, normsim_2, retrieval_scores
 from dp4tl_ray.algorithms.prototypes import prototype_scores, semdedup_scores
 from dp4tl_ray.scoring.elsewhere import checked_scores, find_scorer, scores_from_file
-from dp4tl_ray.scoring.given import list_scores, listed_rows
+from dp4tl_ray.scoring.given import Listing, list_scores, rows_of_list
 from dp4tl_ray.scoring.inputs import Clusters, Embedding, Floats, ScorerInputs
 from dp4tl_ray.specs.example_methods import (
     AUM,
@@ -142,8 +142,8 @@ def _scores(method: AnyExampleMethod, inputs: ScorerInputs) -> Floats | tuple[Fl
         case ScoresFile(path=path):
             return scores_from_file(path, inputs.ids())
         case Given(path=path):
-            rows = listed_rows(path, inputs.ids, len(labels))
-            return list_scores(rows, len(labels))
+            listing = inputs.listing() if inputs.listing else Listing(np.arange(len(labels)))
+            return list_scores(rows_of_list(path, inputs.ids, listing), len(labels))
         case ExamplePlugin(scorer=name, options=options):
             scorer = find_scorer(name).load()
             return checked_scores(scorer(inputs, **options), len(labels), f"plug-in {name!r}")

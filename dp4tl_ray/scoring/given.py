@@ -4,13 +4,17 @@ The first of a list are the most wanted. By the ending of the file:
 
     .txt    ids, one per line
     .csv    with a header, of which the column `id`, or else `index`, is read
-    .npy    indices into the source's order, whole numbers, (n,)
+    .npy    indices, whole numbers, (n,)
     .json   what `dp4tl export --format dp4tl` writes
+
+An index counts what the source's dataset lists, before `exclude` and `corrupt: skip` leave some
+out: it then means the same picture whatever is left out, as in an export.
 """
 
 import csv
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +32,22 @@ SUBSET_FORMAT = "dp4tl_ray subset"
 MILLIONTH = 10**6
 Ints = npt.NDArray[np.int64]
 Listed = Ints | list[str]
-"""Indices into the source's order, or ids; most wanted first."""
+"""Indices into what the source's dataset lists, or ids; most wanted first."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What the dataset of a source of N examples lists: these, and those that were left out."""
+
+    rows: Ints
+    """Row of each example among all that are listed, (N,), ascending."""
+    left_out: Sequence[str] = ()
+    """Ids of the others, as far as they are known."""
+
+    def __len__(self) -> int:
+        """Count what is listed, as far as it is known."""
+        least = int(self.rows[-1]) + 1 if len(self.rows) else 0
+        return max(least, len(self.rows) + len(self.left_out))
 
 
 def read_list(path: str) -> Listed:
@@ -54,7 +73,8 @@ def read_list(path: str) -> Listed:
         listed = readers[suffix](Path(path))
     except OSError as error:
         raise ScorerError(f"given {path}: {error.strerror or error}") from error
-    except (ValueError, csv.Error) as error:  # also of what is no text, no JSON, or no array
+    # also of what is no text, no JSON, or no array
+    except (ValueError, EOFError, OverflowError, csv.Error) as error:
         raise ScorerError(f"given {path}: {error}") from error
     if not len(listed):
         raise ScorerError(f"given {path}: lists no example")
@@ -70,11 +90,17 @@ def _read_csv(path: Path) -> Listed:
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file)
         columns = list(rows.fieldnames or ())
-        if "id" in columns:
-            return [row["id"] for row in rows]
-        if "index" in columns:
-            return np.array([int(row["index"]) for row in rows], np.int64)
-    raise ValueError(f"needs a column id or index; its first line has {', '.join(columns)}")
+        column = next((name for name in ("id", "index") if name in columns), None)
+        if column is None:
+            raise ValueError(f"needs a column id or index; its first line has {', '.join(columns)}")
+        values = list[str]()
+        for row in rows:
+            if not row[column]:  # also of a line that is too short
+                raise ValueError(f"line {rows.line_num} has no {column}")
+            if column == "index" and not row[column].strip().isdecimal():
+                raise ValueError(f"line {rows.line_num}: index {row[column]!r} is no whole number")
+            values.append(row[column])
+    return values if column == "id" else np.array([int(value) for value in values], np.int64)
 
 
 def _read_npy(path: Path) -> Ints:
@@ -95,22 +121,25 @@ def _read_json(path: Path) -> list[str]:
     return ids
 
 
-def listed_rows(path: str, ids: Callable[[], Sequence[str]], num_source: int) -> Ints:
+def rows_of_list(path: str, ids: Callable[[], Sequence[str]], listing: Listing) -> Ints:
     """Return the rows of the source that a file lists, most wanted first, (n,).
+
+    What was left out of the source has none; `left_out_alarm` says how many these are.
 
     Args:
         path: File of the list.
         ids: Names of the source's examples; read only for a list of names.
-        num_source: Examples of the source.
+        listing: What the source's dataset lists.
 
     Raises:
         ScorerError: Not such a file, of another dataset, or it lists an example twice; names the
             first such example.
     """
-    listed = read_list(path)
+    listed, num_source = read_list(path), len(listing.rows)
     if isinstance(listed, list):
         names = list(ids())
-        row_of = {name: row for row, name in enumerate(names)}
+        row_of = {name: num_source + n for n, name in enumerate(listing.left_out)}
+        row_of |= {name: row for row, name in enumerate(names)}
         unknown = [name for name in listed if name not in row_of]
         if unknown:
             raise ScorerError(
@@ -119,22 +148,36 @@ def listed_rows(path: str, ids: Callable[[], Sequence[str]], num_source: int) ->
             )
         rows = np.array([row_of[name] for name in listed], np.int64)
     else:
-        rows = listed
-        outside = rows[(rows < 0) | (rows >= num_source)]
+        outside = listed[(listed < 0) | (listed >= len(listing))]
         if len(outside):
             raise ScorerError(
                 f"given {path} is of another dataset: index {outside[0]} is not among the "
-                f"source's, 0 to {num_source - 1}"
+                f"source's, 0 to {len(listing) - 1}"
             )
+        row_at = num_source + np.arange(len(listing))
+        row_at[listing.rows] = np.arange(num_source)
+        rows = row_at[listed]
     values, first, count = np.unique(rows, return_index=True, return_counts=True)
     if (twice := count > 1).any():
         at = int(first[twice].min())
-        what = f"id {listed[at]!r}" if isinstance(listed, list) else f"index {rows[at]}"
+        what = f"id {listed[at]!r}" if isinstance(listed, list) else f"index {listed[at]}"
         raise ScorerError(
             f"given {path} lists {what} more than once: {len(values)} of its {len(rows)} examples "
             "differ"
         )
-    return rows
+    return rows[rows < num_source]
+
+
+def left_out_alarm(path: str, scores: Floats) -> str:
+    """Say how much of a list was left out of the source, by its scores; empty if nothing was."""
+    length = len(read_list(path))
+    missing = length - int(np.isfinite(scores).sum())
+    if not missing:
+        return ""
+    return (
+        f"{missing} of the {length} examples that {path} lists were left out of the source, by "
+        "exclude or corrupt: skip, and count as not listed"
+    )
 
 
 def list_scores(rows: Ints, num_source: int) -> Floats:
@@ -167,6 +210,8 @@ def shortage(path: str, length: int, num_source: int, pruning_ratio: float) -> s
 def check_lists(study: Study, absent: list[str] | None = None) -> None:
     """Refuse lists that are too short for one of a study's ratios, before any work.
 
+    A source that may skip pictures is left to the prune step, which knows how many there are.
+
     Args:
         study: What is asked for.
         absent: Whether files may be missing: what cannot be checked for want of them is then left
@@ -185,7 +230,8 @@ def check_lists(study: Study, absent: list[str] | None = None) -> None:
     source = located(study.source, study.data_root)
     if absent is not None and isinstance(source, OnDisk) and is_absent(source):
         return
-    total = count_source(source)
+    may_skip = isinstance(source, OnDisk) and source.corrupt == "skip"
+    total = 0 if may_skip else count_source(source)  # of none, any list is long enough
     for n, method in lists:
         if absent is not None and not Path(method.path).exists():
             continue

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from dp4tl_ray.scoring.given import Listing
 from dp4tl_ray.training.recorder import Dynamics
 from dp4tl_ray.training.worker import seed_for
 
@@ -57,6 +58,8 @@ class ScorerInputs:
     """Where large products may run."""
     ids: Callable[[], list[str]] = list
     """Names of the source's examples; read only when asked for."""
+    listing: Callable[[], Listing] | None = None
+    """What the source's dataset lists; null where nothing was left out."""
     source: Embedding | None = None
     target: Embedding | None = None
     clusters: Clusters | None = None

@@ -222,14 +222,16 @@ class Given(ExampleMethod):
     the most wanted.
 
     A ratio r keeps the first round((1 - r) N) of the list, N the examples of the source. A list
-    that is shorter than that is refused; one of exactly this length is kept as it is.
+    that is shorter than that is refused; one of exactly this length is kept as it is. What
+    `exclude` and `corrupt: skip` left out of the source counts as not listed, with an alarm.
     """
 
     method: Literal["given"] = "given"
     path: Annotated[str, Field(min_length=1)]
     """File that every machine can read: .txt of ids, one per line; .csv with a column id, or else
-    index; .npy of indices into the source's order; .json of `dp4tl export --format dp4tl`. Its
-    content is part of the identity."""
+    index; .npy of indices; .json of `dp4tl export --format dp4tl`. An index counts what the
+    source's dataset lists, before `exclude` and `corrupt: skip` leave some out. A relative path
+    starts at the working directory, not at `data_root`. Its content is part of the identity."""
     select: Annotated[Top, BareName("rule")] = Top()
     """The list is the order."""
 

@@ -61,8 +61,8 @@ ExportFormat = Literal["npy", "txt", "csv", "imagefolder-symlinks", "ffcv-indice
 
 
 class Export(Spec):
-    """Record of a subset that was written for other code; it knows no time and no machine, so that
-    equal exports have equal records."""
+    """Record of a subset that was written for other code; it knows no time, so that the same export
+    into the same folder has the same record."""
 
     study: str
     """Study that chose the subset."""
@@ -72,6 +72,13 @@ class Export(Spec):
     """Names the content of its files; empty for embedded ones."""
     num_source: Annotated[int, Field(ge=0)]
     """Examples of the source."""
+    num_skipped: Annotated[int, Field(ge=0)]
+    """Pictures of its dataset that are none of them because they do not decode."""
+    num_excluded: Annotated[int, Field(ge=0)] | None
+    """Pictures of its dataset that `exclude` left out; null where that list was not at hand."""
+    index: str | None
+    """The dataset whose items an index counts, whatever was left out; null where the pictures are
+    listed in an order of this package alone, and have no index."""
     target: str
     """Dataset that it was chosen for, as in results; `any` where the method knows of none, `all`
     where one subset serves all targets of the study."""

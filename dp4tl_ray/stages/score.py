@@ -8,9 +8,10 @@ import numpy as np
 from dp4tl_ray.algorithms.combination import combine_scores
 from dp4tl_ray.algorithms.selection import Scores
 from dp4tl_ray.scoring.examples import score_examples
+from dp4tl_ray.scoring.given import left_out_alarm
 from dp4tl_ray.scoring.inputs import Clusters, Embedding, Floats, Ints, ScorerInputs
 from dp4tl_ray.scoring.units import score_units
-from dp4tl_ray.specs.example_methods import Combine
+from dp4tl_ray.specs.example_methods import Combine, Given
 from dp4tl_ray.specs.method import combined, within
 from dp4tl_ray.specs.steps import ScoreStep
 from dp4tl_ray.specs.unit_methods import UnitMethod
@@ -23,6 +24,7 @@ from dp4tl_ray.stages.bench import (
     load_network,
     num_classes,
 )
+from dp4tl_ray.stages.listing import listing_of
 from dp4tl_ray.store import Artifact
 from dp4tl_ray.training.example_gradients import gradient_norms
 from dp4tl_ray.training.recorder import Dynamics
@@ -41,6 +43,8 @@ def run_score(spec: ScoreStep, job: Job) -> Metrics:
     for name in PARTS:
         job.bench.array(name, getattr(scores, name))
     metrics: Metrics = {"num_units": len(scores.score_U), **facts}
+    if isinstance(spec.method, Given):
+        metrics["alarm"] = left_out_alarm(spec.method.path, scores.score_U)
     if votes is None:
         return metrics
     job.bench.array("votes_U", votes)
@@ -94,6 +98,7 @@ def scorer_inputs(found: Mapping[str, Artifact], seed: int, worker: Worker) -> S
         limit_bytes=free_memory() / 2,
         device=worker.device,
         ids=lambda: list(source.json("ids")),
+        listing=lambda: listing_of(source),
         source=embedding(found.get("source_embedding")),
         target=embedding(found.get("target_embedding")),
         clusters=_clusters(found.get("clusters")),

@@ -11,14 +11,23 @@ import pytest
 from dp4tl_ray.contents import Contents
 from dp4tl_ray.scoring.elsewhere import ScorerError
 from dp4tl_ray.scoring.examples import score_examples
-from dp4tl_ray.scoring.given import check_lists, listed_rows, read_list, shortage
+from dp4tl_ray.scoring.given import (
+    Listing,
+    check_lists,
+    left_out_alarm,
+    list_scores,
+    read_list,
+    rows_of_list,
+    shortage,
+)
 from dp4tl_ray.scoring.inputs import ScorerInputs
 from dp4tl_ray.specs.example_methods import Given
 from dp4tl_ray.specs.load import StudyError
-from tests.conftest import tiny_study
+from tests.conftest import folder, tiny_study
 
 IDS = [f"class {k}/picture, {n}.png" for k in range(3) for n in range(4)]
 ORDER = [7, 2, 11, 0, 5]
+WHOLE = Listing(np.arange(len(IDS)))
 
 
 def write(folder: Path, name: str, names: list[str]) -> Path:
@@ -46,7 +55,7 @@ def test_every_format_gives_the_same_rows_in_the_order_of_the_file(
     tmp_path: Path, name: str
 ) -> None:
     path = write(tmp_path, name.lower(), [IDS[row] for row in ORDER]).rename(tmp_path / name)
-    assert listed_rows(str(path), lambda: IDS, len(IDS)).tolist() == ORDER
+    assert rows_of_list(str(path), lambda: IDS, WHOLE).tolist() == ORDER
 
 
 def test_a_list_of_indices_reads_no_ids(tmp_path: Path) -> None:
@@ -55,7 +64,36 @@ def test_a_list_of_indices_reads_no_ids(tmp_path: Path) -> None:
     def ids() -> list[str]:
         raise AssertionError
 
-    assert listed_rows(str(path), ids, len(IDS)).tolist() == ORDER
+    assert rows_of_list(str(path), ids, WHOLE).tolist() == ORDER
+
+
+@pytest.mark.parametrize("name", FORMATS[:-1])
+def test_what_was_left_out_has_no_row_and_moves_no_other(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, name, [IDS[row] for row in ORDER])
+    left_out = [2, 4, 11]  # the last one too, which the other rows cannot tell
+    there = [row for row in range(len(IDS)) if row not in left_out]
+    listing = Listing(np.array(there), [IDS[row] for row in left_out])
+    rows = rows_of_list(str(path), lambda: [IDS[row] for row in there], listing)
+    assert [there[row] for row in rows] == [7, 0, 5]
+    alarm = left_out_alarm(str(path), list_scores(rows, len(there)))
+    assert alarm.startswith(f"2 of the 5 examples that {path} lists were left out of the source")
+    assert not left_out_alarm(str(path), list_scores(np.array(ORDER), len(IDS)))
+
+
+@pytest.mark.parametrize("name", FORMATS[:-1])
+def test_what_was_left_out_is_not_listed_twice_either(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, name, [IDS[0], IDS[11], IDS[11]])
+    with pytest.raises(ScorerError, match="more than once: 2 of its 3 examples differ"):
+        rows_of_list(str(path), lambda: IDS[:11], Listing(np.arange(11), IDS[11:]))
+
+
+def test_what_is_not_known_to_be_left_out_is_of_another_dataset(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.txt", [IDS[0], IDS[10], IDS[11]])
+    with pytest.raises(ScorerError, match="another dataset: 1 of its 3 ids"):
+        rows_of_list(str(path), lambda: IDS[:10], Listing(np.arange(10), IDS[10:11]))
+    path = write(tmp_path, "a.npy", [IDS[0], IDS[10], IDS[11]])
+    with pytest.raises(ScorerError, match="index 11 is not among the source's, 0 to 10"):
+        rows_of_list(str(path), lambda: IDS[:10], Listing(np.arange(10), IDS[10:11]))
 
 
 def test_text_from_a_spreadsheet_of_windows_is_read(tmp_path: Path) -> None:
@@ -89,7 +127,7 @@ def test_what_is_no_list_of_the_source_is_refused_by_name(
 ) -> None:
     path = write(tmp_path, name, names)
     with pytest.raises(ScorerError) as caught:
-        listed_rows(str(path), lambda: IDS, len(IDS))
+        rows_of_list(str(path), lambda: IDS, WHOLE)
     for fragment in fragments:
         assert fragment in str(caught.value)
 
@@ -98,7 +136,12 @@ CONTENTS: list[tuple[str, Any, str]] = [
     ("a.parquet", "", "its name ends in '.parquet'; allowed: .txt"),
     ("a", "", "its name ends in 'nothing'; allowed: .txt"),
     ("a.csv", "name,score\nx,1\n", "needs a column id or index; its first line has name, score"),
-    ("a.csv", "index\n1.5\n", "'1.5'"),
+    ("a.csv", "index\n1\n1.5\n", "a.csv: line 3: index '1.5' is no whole number"),
+    ("a.csv", "index\n99999999999999999999\n", "a.csv: "),
+    ("a.csv", "index,id\n1,x\n\n2\n", "a.csv: line 4 has no id"),
+    ("a.csv", "label,index\nx\n", "a.csv: line 2 has no index"),
+    ("a.csv", "index,label\n,x\n", "a.csv: line 2 has no index"),
+    ("a.npy", "", "a.npy: "),
     ("a.csv", "", "needs a column id or index"),
     ("a.json", "[1]", "is not of `dp4tl export --format dp4tl`"),
     ("a.json", '{"format": "dp4tl_ray subset", "ids": [1]}', "needs ids, a list of texts"),
@@ -148,6 +191,17 @@ def test_a_list_that_is_too_short_is_refused_before_any_work(
         f"methods[1].path: given {path} lists 72 examples, and pruning_ratio 0.25 keeps 108 of "
         "144: it serves ratios from 0.5 on"
     )
+
+
+def test_a_list_is_left_to_the_prune_step_where_pictures_may_be_skipped(
+    pictures: dict[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.npy"
+    np.save(path, np.arange(70))  # what 0.5 keeps of 141, should three not decode
+    methods, source = [{"method": "given", "path": str(path)}], pictures["source"]
+    check_lists(tiny_study(pictures, source=folder(source, corrupt="skip"), methods=methods))
+    with pytest.raises(StudyError, match="keeps 72 of 144"):
+        check_lists(tiny_study(pictures, methods=methods))
 
 
 def test_what_is_not_here_is_not_checked_where_it_may_be_missing(
