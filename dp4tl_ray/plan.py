@@ -56,7 +56,7 @@ from dp4tl_ray.specs.transfer import KNN, AnyTransfer, LinearProbe
 from dp4tl_ray.specs.unit_methods import Counterfactual, RandomClasses
 
 STAGE_VERSIONS: dict[Stage, int] = {
-    "data": 2,
+    "data": 3,
     "surrogate": 3,
     "embed": 2,
     "cluster": 1,
