@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from dp4tl_ray.cli import SCHEMA_NAMES, main
+from dp4tl_ray.arguments import SCHEMA_NAMES
+from dp4tl_ray.cli import main
 from dp4tl_ray.results import read_results
 from tests.conftest import study_data, supervised
 

@@ -17,7 +17,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
-from dp4tl_ray.cli import EXPORT_FORMATS
+from dp4tl_ray.arguments import EXPORT_FORMATS
 from dp4tl_ray.data.decode import decoded
 from dp4tl_ray.data.load import open_pictures
 from dp4tl_ray.data.pictures import Pictures as Listed

@@ -30,6 +30,7 @@ RINGS = {
     "runners": 5,
     "tracking": 5,
     "sweep": 6,
+    "arguments": 0,
     "cli": 7,
     "submit": 7,
     "__main__": 8,

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 
-from dp4tl_ray.cli import SCHEMA_NAMES
+from dp4tl_ray.arguments import SCHEMA_NAMES
 from dp4tl_ray.specs.load import load_study
 from dp4tl_ray.specs.mistakes import find_mistakes
 from dp4tl_ray.specs.records import File, Manifest
