@@ -35,7 +35,8 @@ def list_huggingface(spec: HuggingFace, role: Role) -> Pictures:
         for name, rows in splits.items()
         if name in WORDS and (role == "target" or WORDS[name] == "train")
     ]
-    listed = joined(tables, role, whose, getattr(features[label], "names", None) or ())
+    class_names = getattr(features[label], "names", None) or ()
+    listed = joined(tables, role, f"{whose}, column {label!r}", class_names)
     if not spec.path.startswith(HUB):
         # the package itself leaves cache-*.arrow beside what was saved
         below = (file for file in Path(spec.path).rglob("*") if not file.name.startswith("cache-"))

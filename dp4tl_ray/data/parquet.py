@@ -40,7 +40,8 @@ def list_parquet(spec: Parquet, role: Role) -> Pictures:
             raise DatasetError(f"parquet: {file} cannot be read: {error}") from error
         tables.append(table)
         class_names = class_names or names
-    listed = joined(tables, role, f"parquet: {spec.path}", class_names)
+    whose = f"parquet: {spec.path}, column {spec.label!r}"
+    listed = joined(tables, role, whose, class_names)
     return replace(listed, files=[str(file) for _, _, file in files])
 
 

@@ -204,7 +204,8 @@ def test_what_is_missing_or_ambiguous_is_named(kind: str, tmp_path: Path) -> Non
     mixed = tmp_path / "mixed"
     WRITERS[kind](mixed / f"a{ENDINGS[kind]}", samples(2, [0]))
     WRITERS[kind](mixed / f"b{ENDINGS[kind]}", samples(2, ["ape"]))
-    with pytest.raises(DatasetError, match="labels are 0 and 'ape': they must be whole numbers or"):
+    told = r"labels are 0 \(int\) and 'ape' \(str\): they must be whole numbers or names"
+    with pytest.raises(DatasetError, match=told):
         open_pictures(spec(kind, mixed), "source")
 
 
@@ -236,6 +237,29 @@ def test_columns_may_have_other_names_and_hugging_faces_form(tmp_path: Path) -> 
         wrong.read(0)
     with pytest.raises(DatasetError, match=r"two pictures of .* have the same id"):
         open_pictures(spec("parquet", tmp_path, image="img", label="fine", id="fine"), "source")
+
+
+def test_whole_numbers_may_be_floats(tmp_path: Path) -> None:
+    """pandas makes them so where some column of integers had a gap."""
+    write_parquet(tmp_path / "rows.parquet", samples(4, [10.0, 9.0]))
+    source = open_pictures(spec("parquet", tmp_path), "source")
+    assert source.class_names == ("9", "10") and source.labels.tolist() == [1, 0, 1, 0]
+
+
+@pytest.mark.parametrize(("labels", "told"), [
+    ([0.5, 1.5], r"1\.5 \(float\)"),
+    ([0.0, None], r"0 \(int\) and None \(NoneType\)"),
+    ([None, None], r"None \(NoneType\)"),
+    ([float("nan"), 1.0], r"nan \(float\) and 1 \(int\)"),
+    ([[0, 1], [2]], r"\[2\] \(list\)"),
+    ([True, False], r"False \(bool\)"),
+])  # fmt: skip
+def test_other_labels_are_refused_by_column_and_type(
+    labels: list[Any], told: str, tmp_path: Path
+) -> None:
+    write_parquet(tmp_path / "rows.parquet", samples(4, labels))
+    with pytest.raises(DatasetError, match=rf"column 'label': labels are {told}: they must be"):
+        open_pictures(spec("parquet", tmp_path), "source")
 
 
 def test_labels_beyond_the_names_are_refused(tmp_path: Path) -> None:
@@ -324,3 +348,24 @@ def test_a_picture_without_a_class_is_named(tmp_path: Path) -> None:
         add(shard, "a.json", b'{"text": "x"}')
     with pytest.raises(DatasetError, match=r"a of .*0\.tar has no class: a\.cls, or `label` in a"):
         open_pictures(WebDataset(path=str(tmp_path)), "source")
+
+
+@pytest.mark.parametrize(("content", "told"), [
+    (b'{"label": [1, 2]}', r"`label` in a\.json of .*0\.tar is \[1, 2\] \(list\): it must be"),
+    (b'{"label": {}}', r"`label` in a\.json of .*0\.tar is \{\} \(dict\): it must be"),
+    (b'{"label": true}', r"`label` in a\.json of .*0\.tar is True \(bool\): it must be"),
+    (b'{"label": null}', r"a of .*0\.tar has no class"),
+    (b'[{"label": 1}]', r"a of .*0\.tar has no class"),
+    (b'{"label": 1.5}', r"labels are 1\.5 \(float\)"),
+])  # fmt: skip
+def test_json_that_names_no_class_is_refused_unless_another_file_does(
+    content: bytes, told: str, tmp_path: Path
+) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as shard:
+        add(shard, "a.jpg", encoded())
+        add(shard, "a.json", content)
+    with pytest.raises(DatasetError, match=told):
+        open_pictures(WebDataset(path=str(tmp_path)), "source")
+    with tarfile.open(tmp_path / "0.tar", "a") as shard:
+        add(shard, "a.cls", b"ape")
+    assert open_pictures(WebDataset(path=str(tmp_path)), "source").class_names == ("ape",)
