@@ -64,6 +64,8 @@ def open_pictures(spec: Dataset, role: Role) -> Pictures:
         pictures = replace(pictures.take(pictures.rows("train")), listed_rows=None)
     if spec.exclude is not None:
         pictures = without(pictures, Path(spec.exclude))
+        if not len(pictures.rows("train")):
+            raise DatasetError(f"exclude {spec.exclude}: leaves no train pictures of {spec.path}")
     return pictures if role == "source" else with_all_splits(pictures)
 
 

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from PIL import Image
 
 from dp4tl_ray.data import pack as packing
 from dp4tl_ray.data.decode import decode_jpeg, decoded, encode_jpeg
-from dp4tl_ray.data.images import Pixels
+from dp4tl_ray.data.images import Pixels, Role
 from dp4tl_ray.data.load import open_pictures
 from dp4tl_ray.data.pack import ADDRESS, pack_shard
 from dp4tl_ray.data.packed import JPEGImages, RawImages, Shards, cut
@@ -270,6 +270,10 @@ def test_what_is_excluded_is_not_there(photos: Path, tmp_path: Path) -> None:
         open_pictures(spec(photos, exclude=str(unwanted)), "source")
     with pytest.raises(DatasetError, match="cannot be read"):
         open_pictures(spec(photos, exclude=str(tmp_path / "none.txt")), "source")
+    unwanted.write_text("\n".join(open_pictures(spec(photos), "source").ids))
+    for role in get_args(Role):
+        with pytest.raises(DatasetError, match=r"exclude .*ids\.txt: leaves no train pictures of"):
+            open_pictures(spec(photos, exclude=str(unwanted)), role)
 
 
 def test_pixels_are_packed_like_pictures(tmp_path: Path) -> None:
