@@ -53,9 +53,14 @@ def _table(split: Split, name: str, rows: Any, image: str, label: str) -> Table:
         pictures = pictures.cast_column(image, type(rows.features[image])(decode=False))
 
     def read(row: int) -> bytes:
+        from dp4tl_ray.data.decode import DecodeError  # needs torch, which listing does not
+
         content = pictures[row][image]
         if isinstance(content, dict):
-            content = content["bytes"] or Path(content["path"]).read_bytes()
+            content, path = content["bytes"], content["path"]
+            content = Path(path).read_bytes() if path and not content else content
+        if content is None:
+            raise DecodeError(f"is empty: column {image!r} holds null")
         if not isinstance(content, bytes):
             raise DatasetError(f"huggingface: column {image!r} does not hold pictures")
         return content

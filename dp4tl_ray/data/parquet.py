@@ -93,11 +93,20 @@ class _RowGroups:
         self._lock = Lock()
 
     def read(self, file: Path, group: int, row: int) -> bytes:
-        """Return what the picture of a row of a row group holds."""
+        """Return what the picture of a row of a row group holds.
+
+        Raises:
+            DecodeError: The row holds none.
+            DatasetError: The column is not one of pictures.
+        """
+        from dp4tl_ray.data.decode import DecodeError  # needs torch, which listing does not
+
         with self._lock:
             pictures = self._group(file, group)
         content = pictures[row].as_py()
         content = content.get("bytes") if isinstance(content, dict) else content
+        if content is None:
+            raise DecodeError(f"is empty: column {self.column!r} holds null")
         if not isinstance(content, bytes):
             raise DatasetError(f"parquet: column {self.column!r} of {file} does not hold pictures")
         return content

@@ -22,6 +22,7 @@ from dp4tl_ray.data import parquet
 from dp4tl_ray.data.load import fingerprint, is_absent, open_pictures
 from dp4tl_ray.data.pictures import DatasetError, Pictures
 from dp4tl_ray.specs.data import Parquet, WebDataset, located
+from tests.data.loading import check_empty
 
 Sample = tuple[bytes, Any]
 RNG = np.random.default_rng(0)
@@ -260,6 +261,15 @@ def test_other_labels_are_refused_by_column_and_type(
     write_parquet(tmp_path / "rows.parquet", samples(4, labels))
     with pytest.raises(DatasetError, match=rf"column 'label': labels are {told}: they must be"):
         open_pictures(spec("parquet", tmp_path), "source")
+
+
+@pytest.mark.parametrize("struct", [False, True])
+def test_empty_pictures_can_be_skipped(struct: bool, tmp_path: Path) -> None:
+    contents = [encoded() if n % 3 else None for n in range(6)]
+    images = [{"bytes": one, "path": None} for one in contents] if struct else contents
+    table = pyarrow.table({"image": images, "label": [0, 1] * 3})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    check_empty(spec("parquet", tmp_path), [0, 3], tmp_path / "store", r"rows\.parquet#0")
 
 
 def test_labels_beyond_the_names_are_refused(tmp_path: Path) -> None:
