@@ -39,14 +39,11 @@ class Pictures:
 
     listed_rows: npt.NDArray[np.int64] | None = None
     """Row of each among all that its role lists, (N,), where some were left out."""
+    one_file_each: bool = False
+    """Whether every picture is a file, `files` being these, in the order of the pictures."""
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    @property
-    def one_file_each(self) -> bool:
-        """Whether every picture is a file."""
-        return len(self.files) == len(self.ids)
 
     def rows(self, split: Split) -> npt.NDArray[np.int64]:
         """Return the indices of the pictures of one split, ascending."""
@@ -93,6 +90,7 @@ def of_files(
         class_names=class_names,
         read=read,
         files=[f"{root}/{name}" for name in names],
+        one_file_each=True,
     )
 
 

@@ -57,7 +57,7 @@ def fingerprint_shards(spec: WebDataset, role: Role) -> str:
     names = [name for _, name, _ in shards]
     as_pictures = of_files(Path(), names, [0] * len(names), splits, ())
     files = [str(file) for file in (*(file for _, _, file in shards), *also)]
-    return fingerprint(replace(as_pictures, files=files))
+    return fingerprint(replace(as_pictures, files=files, one_file_each=False))
 
 
 def _shards(spec: WebDataset, role: Role) -> list[tuple[Split, str, Path]]:

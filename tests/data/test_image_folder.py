@@ -74,6 +74,8 @@ def test_nested_and_linked_folders_are_listed_in_torchvisions_order(nested: Path
     paths = [Path(path).relative_to(nested).as_posix() for path, _ in theirs.samples]
     assert ours.ids == paths and len(paths) == 9 + 6 + 1 + 3
     assert ours.labels.tolist() == theirs.targets and list(ours.class_names) == theirs.classes
+    last = ours.take(np.array([len(ours) - 1]))
+    assert last.one_file_each and last.place(0) == theirs.samples[-1][0]
     for i, (path, _) in enumerate(theirs.samples):
         assert ours.read(i) == Path(path).read_bytes()
 

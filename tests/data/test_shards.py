@@ -118,6 +118,17 @@ def test_a_file_and_a_glob_will_do(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", WRITERS)
+def test_files_of_one_picture_are_still_no_pictures(kind: str, tmp_path: Path) -> None:
+    for n in range(3):
+        WRITERS[kind](tmp_path / f"{n}{ENDINGS[kind]}", samples(1, [n]))
+    source = open_pictures(spec(kind, tmp_path), "source")
+    assert len(source.files) == len(source) == 3
+    assert not source.one_file_each and source.place(1) == source.ids[1]
+    last = source.take(np.array([2]))
+    assert last.files == source.files and not last.one_file_each
+
+
+@pytest.mark.parametrize("kind", WRITERS)
 def test_without_a_test_split_val_serves_as_one(kind: str, tmp_path: Path) -> None:
     parts = {"train": samples(10, [0, 1]), "val": samples(4, [0, 1])}
     for name, rows in parts.items():
