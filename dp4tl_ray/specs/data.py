@@ -87,7 +87,7 @@ class OnDisk(_Target):
     """What all datasets have in common that lie in files, and are packed into the store once."""
 
     path: Name
-    """Where it lies; a relative path starts at the study's `data_root`."""
+    """Where it lies: ~ is the home folder; a relative path starts at the study's `data_root`."""
     image_size: Annotated[int, Field(ge=8, le=512), Whole] = 32
     """Height and width in pixels that every picture is brought to (shorter side, centre crop)."""
     channels: Annotated[Literal[1, 3], Whole] = 3
@@ -258,12 +258,12 @@ SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
 
 
 def located(dataset: D, root: str) -> D:
-    """Return a dataset whose paths start at a root, as far as they are relative."""
+    """Return a dataset whose paths start at a root, as far as they are relative, without a ~."""
     if not isinstance(dataset, OnDisk):
         return dataset
     given = {name: getattr(dataset, name, None) for name in PATHS}
     below = {
-        name: os.path.join(root, path)
+        name: os.path.join(os.path.expanduser(root), os.path.expanduser(path))
         for name, path in given.items()
         if path is not None and not SCHEME.match(path)
     }
