@@ -191,9 +191,10 @@ class HuggingFace(OnDisk):
 class Parquet(OnDisk):
     """Parquet files with a row per picture.
 
-    `path` is a file, a folder or a glob. The split of a file is the word train, val, valid,
-    validation, dev or test in its name, or in that of a folder below `path`; without any, all is
-    train. val serves as test where there is none.
+    `path` is a file, a folder or a glob, or numbers files, as in train-{000..146}.parquet, of which
+    none may be missing. The split of a file is the word train, val, valid, validation, dev or test
+    in its name, or in that of a folder below `path`; without any, all is train. val serves as test
+    where there is none.
     """
 
     dataset: Literal["parquet"] = "parquet"
@@ -208,8 +209,9 @@ class Parquet(OnDisk):
 class WebDataset(OnDisk):
     """Shards of WebDataset: tar files with KEY.jpg (jpeg, png, webp), and KEY.cls or KEY.json.
 
-    `path` is a file, a folder or a glob; splits as in parquet. A class is the number or name in
-    KEY.cls, or `label` in KEY.json; classnames.txt in the folder names numbers, a line each.
+    `path` is a file, a folder or a glob, or numbers files, as in train-{000..146}.tar; splits as in
+    parquet. A class is the number or name in KEY.cls, or `label` in KEY.json; classnames.txt in the
+    folder names numbers, a line each.
     """
 
     dataset: Literal["webdataset"] = "webdataset"

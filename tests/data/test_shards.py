@@ -19,6 +19,7 @@ import webdataset
 from PIL import Image
 
 from dp4tl_ray.data import parquet
+from dp4tl_ray.data.files import numbered
 from dp4tl_ray.data.load import fingerprint, is_absent, open_pictures
 from dp4tl_ray.data.pictures import DatasetError, Pictures
 from dp4tl_ray.specs.data import Parquet, WebDataset, located
@@ -115,6 +116,40 @@ def test_a_file_and_a_glob_will_do(kind: str, tmp_path: Path) -> None:
     assert contents(source, "train") == named(parts[0] + parts[1])
     assert source.ids[0].startswith(f"part0/rows{ENDINGS[kind]}#")
     assert not is_absent(both) and is_absent(spec(kind, tmp_path / "other*"))
+
+
+@pytest.mark.parametrize("pattern", [
+    "train-{000..146}.tar", "{9..11}", "{08..11}/x", "{8..010}", "{3..1}-{00..02}.tar", "{0..3}",
+    "none.tar", "{1..}",
+])  # fmt: skip
+def test_numbers_in_braces_are_written_out_as_webdataset_does(pattern: str) -> None:
+    assert [*numbered(pattern)] == webdataset.shardlists.expand_urls(pattern)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_numbered_files_are_all_there_or_named(kind: str, tmp_path: Path) -> None:
+    ending = ENDINGS[kind]
+    parts = [samples(4, [0, 1]) for _ in range(4)]
+    for n, rows in enumerate(parts):
+        WRITERS[kind](tmp_path / f"part{n // 2}" / f"train-{n % 2:03d}{ending}", rows)
+    both = spec(kind, f"part{{0..1}}/train-{{000..001}}{ending}")
+    source = open_pictures(located(both, str(tmp_path)), "source")
+    assert contents(source, "train") == named([row for rows in parts for row in rows])
+    assert source.ids[0].startswith(f"part0/train-000{ending}#")
+    one = spec(kind, tmp_path / "part0" / f"train-{{000..001}}{ending}")
+    here = spec(kind, tmp_path / "part0")
+    assert open_pictures(one, "source").ids == open_pictures(here, "source").ids
+    assert not is_absent(one) and is_absent(spec(kind, tmp_path / f"part{{2..3}}/*{ending}"))
+    more = spec(kind, tmp_path / "part1" / f"train-{{000..002}}{ending}")
+    with pytest.raises(
+        DatasetError, match=rf"part1/train-002\{ending} is not there, which .*\.\.0"
+    ):
+        open_pictures(more, "source")
+    literal = tmp_path / f"{{0..1}}{ending}"
+    WRITERS[kind](literal, parts[0])
+    assert len(open_pictures(spec(kind, literal), "source")) == 4
+    with pytest.raises(DatasetError, match=rf"or numbers such as train-{{000\.\.146}}\{ending}"):
+        open_pictures(spec(kind, tmp_path / "nowhere"), "source")
 
 
 @pytest.mark.parametrize("kind", WRITERS)
