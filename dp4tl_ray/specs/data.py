@@ -87,7 +87,8 @@ class OnDisk(_Target):
     """What all datasets have in common that lie in files, and are packed into the store once."""
 
     path: Name
-    """Where it lies: ~ is the home folder; a relative path starts at the study's `data_root`."""
+    """Where it lies: ~ is the home folder; a relative path starts at the study's `data_root`. Moved
+    with the times of its files it is the same dataset, and nothing is computed again."""
     image_size: Annotated[int, Field(ge=8, le=512), Whole] = 32
     """Height and width in pixels that every picture is brought to (shorter side, centre crop)."""
     channels: Annotated[Literal[1, 3], Whole] = 3
