@@ -65,7 +65,7 @@ class Contents:
         line = f"{place} is not here: `dp4tl run` needs it"
         if line not in self.absent:
             self.absent.append(line)
-        return "absent"
+        return f"absent: {_key(thing, role)}"  # two that are away are not the same
 
 
 def _place(thing: Files) -> str:

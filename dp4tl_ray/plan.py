@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from dp4tl_ray.specs.adversarial import AnyAdversarial, Standard, relative_cost
 from dp4tl_ray.specs.base import digest, label
-from dp4tl_ray.specs.data import Dataset, located
+from dp4tl_ray.specs.data import PATHS, SCHEME, Custom, Dataset, OnDisk, located
 from dp4tl_ray.specs.example_methods import Clustering
 from dp4tl_ray.specs.method import (
     AnyMethod,
@@ -88,6 +88,22 @@ def no_fingerprint(thing: Dataset | AnyMethod | Pretrained, role: Role = "source
     return ""
 
 
+def _identity(spec: StepSpec) -> dict[str, Any]:
+    """Say what decides a step's result: of a dataset's files what they hold, not where they lie.
+
+    A path that is a name, such as hub:NAME, says what they hold, and what a path means to the
+    loader of another package nobody else knows.
+    """
+    moves = (
+        isinstance(spec, DataStep)
+        and spec.fingerprint
+        and isinstance(spec.dataset, OnDisk)
+        and not isinstance(spec.dataset, Custom)
+        and not SCHEME.match(spec.dataset.path)
+    )
+    return spec.model_dump(mode="json", exclude={"dataset": {*PATHS}} if moves else None)
+
+
 @dataclass(frozen=True)
 class PlannedStep:
     """One stage with everything that decides its result."""
@@ -110,7 +126,7 @@ class PlannedStep:
             {
                 "stage": self.stage,
                 "version": STAGE_VERSIONS[self.stage],
-                "spec": self.spec.model_dump(mode="json"),
+                "spec": _identity(self.spec),
                 "inputs": dict(self.inputs),
             }
         )

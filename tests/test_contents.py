@@ -1,20 +1,28 @@
 """What studies name and do not contain, here and elsewhere."""
 
+import os
+import shutil
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from dp4tl_ray.contents import Contents, remember
+from dp4tl_ray.plan import PlannedStep
 from dp4tl_ray.scoring.elsewhere import ScorerError
-from dp4tl_ray.specs.data import ImageFolder
+from dp4tl_ray.specs.data import Custom, HuggingFace, ImageFolder
 from dp4tl_ray.specs.example_methods import Given, ScoresFile
 from dp4tl_ray.specs.network import TorchvisionResNet
 from dp4tl_ray.specs.pretraining import Pretrained
+from dp4tl_ray.specs.steps import DataStep
 from dp4tl_ray.specs.study import Study
 from dp4tl_ray.store import open_store
-from dp4tl_ray.sweep import plan_study
-from tests.data.copies import TORCHVISION
+from dp4tl_ray.sweep import plan_study, run_study
+from tests.conftest import supervised, tiny_study, write_folder
+from tests.data.copies import TORCHVISION, coop
+from tests.data.test_shards import samples, write_parquet, write_tar
 
 
 @pytest.mark.parametrize(("thing", "key"), [
@@ -33,7 +41,7 @@ def test_what_is_gone_is_what_it_was_when_the_study_ran(
     absent = list[str]()
     assert Contents({key: "abc"}, absent)(thing) == "abc"
     assert absent == []
-    assert Contents({"source other": "abc"}, absent)(thing) == "absent"
+    assert Contents({"source other": "abc"}, absent)(thing) == f"absent: {key}"
     assert absent == [f"{tmp_path / 'gone'} is not here: `dp4tl run` needs it"]
 
 
@@ -66,6 +74,101 @@ def test_datasets_below_one_root_are_told_apart(
         f"{tmp_path / 'here' / folder} is not here: `dp4tl run` needs it"
         for folder in ("cifar-10-batches-py", "cifar-100-python", "dtd")
     ]
+
+
+def write(root: Path) -> list[dict[str, str]]:
+    """Write a dataset in several layouts, with a picture to exclude."""
+    write_folder(root / "folder", range(2), 10, seed=0)
+    split = coop(root, "OxfordPets", np.random.default_rng(0)).relative_to(root)
+    write_parquet(root / "parquet" / "rows.parquet", samples(20, [0, 1]))
+    write_tar(root / "tars" / "0.tar", samples(20, [0, 1]))
+    (root / "ids.txt").write_text("stripes0/000.png\n")
+    return [
+        {"dataset": "image_folder", "path": "folder", "exclude": "ids.txt"},
+        {"dataset": "coop", "path": str(split), "images": str(split.parent / "images")},
+        {"dataset": "parquet", "path": "parquet"},
+        {"dataset": "webdataset", "path": "tars/{0..0}.tar"},
+    ]
+
+
+def of_source(source: dict[str, Any], **changes: Any) -> Study:
+    """Return a study of a source, with an embedded target."""
+    return Study.model_validate(
+        {
+            "name": "moved",
+            "source": {"image_size": 16, "channels": 1, **source},
+            "targets": ["held_out_letters"],
+            "methods": ["random_classes"],
+            "pruning_ratios": [0.5],
+            "pretraining": ["supervised"],
+            **changes,
+        }
+    )
+
+
+def digest_of(source: dict[str, Any], root: Path) -> str:
+    """Return the digest of the step that packs a source."""
+    steps = plan_study(of_source(source, data_root=str(root))).steps
+    (digest,) = (k for k, s in steps.items() if getattr(s.spec, "role", "") == "source")
+    return digest
+
+
+def test_a_dataset_that_moves_stays_the_same_until_its_files_change(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    sources = write(here)
+    shutil.copytree(here, there)
+    before = [digest_of(source, here) for source in sources]
+    assert [digest_of(source, there) for source in sources] == before
+    (there / "ids.txt").write_text("stripes0/001.png\n")
+    assert digest_of(sources[0], there) != before[0]
+    for path in there.rglob("*.*"):
+        os.utime(path, (1, 1))
+    for source, digest in zip(sources, before, strict=True):
+        assert digest_of(source, there) != digest
+
+
+def test_a_split_of_coop_is_another_one_under_another_name(tmp_path: Path) -> None:
+    source = write(tmp_path)[1]
+    before = digest_of(source, tmp_path)
+    renamed = source["path"].replace("OxfordPets", "Food101")
+    (tmp_path / source["path"]).rename(tmp_path / renamed)
+    assert digest_of(source | {"path": renamed}, tmp_path) != before
+
+
+def test_names_and_paths_of_other_packages_are_part_of_the_identity() -> None:
+    for kind in (HuggingFace, partial(Custom, loader="mine")):
+        steps = [
+            PlannedStep(DataStep(dataset=kind(path=path), role="source", fingerprint="x"), {}, "")
+            for path in ("hub:a/b", "hub:a/c")
+        ]
+        assert steps[0].digest != steps[1].digest
+
+
+def test_what_is_away_is_told_apart_by_its_path(tmp_path: Path) -> None:
+    def away(path: str) -> set[str]:
+        source = {"dataset": "image_folder", "path": path}
+        return set(plan_study(of_source(source), absent=[]).steps)
+
+    assert away("/gone/a") == away("/gone/a") != away("/gone/b")
+
+
+def test_studies_that_read_the_same_from_two_places_share_the_work(
+    pictures: dict[str, str], tmp_path: Path
+) -> None:
+    store, ran = open_store(str(tmp_path / "store")), list[int]()
+    axes = {"methods": ["random_classes"], "pretraining": [supervised()], "pruning_ratios": [0.0]}
+    there = {role: str(tmp_path / role) for role in pictures}
+    for role, path in there.items():
+        shutil.copytree(pictures[role], path)
+    for name, places in (("first", pictures), ("second", there)):
+        study = tiny_study(places, name=name, **axes)
+        outcome = run_study(study, plan_study(study), store, local=True)
+        assert not outcome.errors
+        ran.append(outcome.ran)
+        (result,) = outcome.results
+        assert f"path={places['source']}" in result.source
+        assert f"path={places['target']}" in result.target
+    assert ran[0] > 0 and ran[1] == 0
 
 
 def test_to_run_it_must_be_here(tmp_path: Path) -> None:

@@ -266,7 +266,10 @@ def test_links_merge_no_pictures_and_no_classes(
     class_names, n = sorted({*classes}), len(ids)
     labels = np.array([class_names.index(name) for name in classes])
     files = [f"/pictures/{row}" for row in range(n)]
-    listed = Listed(ids, labels, np.zeros(n, np.int8), (*class_names,), files.__getitem__, files)  # type: ignore[arg-type]
+    listed = Listed(
+        ids, labels, np.zeros(n, np.int8), (*class_names,),
+        read=files.__getitem__, files=files, one_file_each=True,  # type: ignore[arg-type]
+    )  # fmt: skip
     monkeypatch.setattr(formats, "open_pictures", lambda *_: listed)
     every, source = np.arange(n), ImageFolder(path="/pictures")
     kept = Kept(every, every, ids, labels, class_names, np.zeros(n), source)

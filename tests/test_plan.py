@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from dp4tl_ray.plan import Plan, make_plan
-from dp4tl_ray.specs.data import ImageFolder
+from dp4tl_ray.specs.data import CoOp, HuggingFace, ImageFolder, located
 from dp4tl_ray.specs.steps import DataStep, Stage, SurrogateStep
 from dp4tl_ray.specs.study import Study
 
@@ -219,6 +219,15 @@ def test_relative_paths_start_at_the_data_root() -> None:
 
     assert paths("") == ["source", "/target"]
     assert paths("/data") == ["/data/source", "/target"]
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    given = CoOp(path="~/split.json", images="~/images", exclude="ids.txt")
+    found = located(given, "~/data")
+    assert (found.path, found.images) == ("/home/me/split.json", "/home/me/images")
+    assert found.exclude == "/home/me/data/ids.txt"
+    assert located(HuggingFace(path="hub:~me/pets"), "~/data").path == "hub:~me/pets"
 
 
 def test_another_surrogates_method_retrains_no_surrogate() -> None:

@@ -1,12 +1,13 @@
 """CoOp's splits (Zhou et al. 2022, github.com/KaiyangZhou/CoOp), which the paper's targets use."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dp4tl_ray.data.images import SPLITS
 from dp4tl_ray.data.pictures import DatasetError, Pictures, of_files
-from dp4tl_ray.specs.data import CoOp
+from dp4tl_ray.specs.data import CoOp, known_as
 
 IMAGES = {
     "OxfordPets": "images",
@@ -42,7 +43,9 @@ def list_coop(spec: CoOp) -> Pictures:
         )
     splits, files, labels = zip(*sorted(rows), strict=True) if rows else ((), (), ())
     class_names = tuple(names[label] for label in range(len(names)))
-    return of_files(_images(spec), files, labels, splits, class_names)
+    # a file of another name is another dataset, for which other metrics may be customary
+    pictures = of_files(_images(spec), files, labels, splits, class_names)
+    return replace(pictures, version=known_as(spec))
 
 
 def _read(path: Path) -> list[list[tuple[str, int, str]]]:

@@ -1,7 +1,8 @@
 """Datasets that other packages list: functions that they announce as entry points.
 
 A loader is a function `loader(path: str, role: "source" | "target", **options) -> Pictures`
-(dp4tl_ray.data.pictures) that decodes nothing. Its package announces it:
+(dp4tl_ray.data.pictures) that decodes nothing; `of_files`, there, makes them of pictures that are a
+file each. Its package announces it:
 
     [project.entry-points."dp4tl_ray.datasets"]
     my_dataset = "my_package.data:my_dataset"
@@ -79,6 +80,8 @@ def _wrong(pictures: Any) -> str:
             return f"{name} from {array.min()} to {array.max()}; 0 to {bound - 1} are allowed"
     if not all(isinstance(id, str) for id in pictures.ids):
         return "ids that are no strings"
+    if pictures.one_file_each and len(pictures.files) != total:
+        return f"{len(pictures.files)} files and {total} ids, and says one_file_each"
     if len(set(pictures.class_names)) != num_classes:
         return "a class name twice"
     return ""

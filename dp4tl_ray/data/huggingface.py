@@ -35,7 +35,8 @@ def list_huggingface(spec: HuggingFace, role: Role) -> Pictures:
         for name, rows in splits.items()
         if name in WORDS and (role == "target" or WORDS[name] == "train")
     ]
-    listed = joined(tables, role, whose, getattr(features[label], "names", None) or ())
+    class_names = getattr(features[label], "names", None) or ()
+    listed = joined(tables, role, f"{whose}, column {label!r}", class_names)
     if not spec.path.startswith(HUB):
         # the package itself leaves cache-*.arrow beside what was saved
         below = (file for file in Path(spec.path).rglob("*") if not file.name.startswith("cache-"))
@@ -52,9 +53,14 @@ def _table(split: Split, name: str, rows: Any, image: str, label: str) -> Table:
         pictures = pictures.cast_column(image, type(rows.features[image])(decode=False))
 
     def read(row: int) -> bytes:
+        from dp4tl_ray.data.decode import DecodeError  # needs torch, which listing does not
+
         content = pictures[row][image]
         if isinstance(content, dict):
-            content = content["bytes"] or Path(content["path"]).read_bytes()
+            content, path = content["bytes"], content["path"]
+            content = Path(path).read_bytes() if path and not content else content
+        if content is None:
+            raise DecodeError(f"is empty: column {image!r} holds null")
         if not isinstance(content, bytes):
             raise DatasetError(f"huggingface: column {image!r} does not hold pictures")
         return content

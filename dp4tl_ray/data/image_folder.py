@@ -73,10 +73,14 @@ def list_image_folder(spec: ImageFolder, role: Role) -> Pictures:
 
 
 def pictures_below(folder: Path) -> list[str]:
-    """List the pictures of a class by their name below its folder."""
+    """List the pictures of a class by their name below its folder.
+
+    In torchvision's order, folder by folder, and through links to folders, as it goes: what others
+    know by its number is then the same picture here.
+    """
     found = []
-    for place, _, files in os.walk(folder):
-        pictures = [file for file in files if file.lower().endswith(EXTENSIONS)]
+    for place, _, files in sorted(os.walk(folder, followlinks=True)):
+        pictures = sorted(file for file in files if file.lower().endswith(EXTENSIONS))
         below = "" if place == str(folder) else Path(place).relative_to(folder).as_posix() + "/"
         found += [below + file for file in pictures]
-    return sorted(found, key=lambda name: name.split("/"))
+    return found

@@ -8,6 +8,7 @@ from typing import assert_never
 
 from dp4tl_ray.data.coop import list_coop
 from dp4tl_ray.data.elsewhere import is_installed, list_custom
+from dp4tl_ray.data.files import numbered
 from dp4tl_ray.data.huggingface import is_cached, list_huggingface
 from dp4tl_ray.data.image_folder import list_image_folder
 from dp4tl_ray.data.imagenet import list_imagenet
@@ -64,7 +65,12 @@ def open_pictures(spec: Dataset, role: Role) -> Pictures:
         pictures = replace(pictures.take(pictures.rows("train")), listed_rows=None)
     else:  # before anything is left out, which must not move the others to another split
         pictures = with_all_splits(pictures)
-    return pictures if spec.exclude is None else without(pictures, Path(spec.exclude))
+    if spec.exclude is None:
+        return pictures
+    pictures = without(pictures, Path(spec.exclude))
+    if not len(pictures.rows("train")):
+        raise DatasetError(f"exclude {spec.exclude}: leaves no train pictures of {spec.path}")
+    return pictures
 
 
 def _listed(spec: AnyOnDisk, role: Role) -> Pictures:
@@ -137,7 +143,7 @@ def is_absent(spec: OnDisk) -> bool:
             case Custom():
                 return not is_installed(spec.loader)
     place = place_of(spec)
-    return not (os.path.exists(place) or glob.glob(place))
+    return not (os.path.exists(place) or any(map(glob.glob, numbered(place))))
 
 
 def count_source(spec: Source) -> int:

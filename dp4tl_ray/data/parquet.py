@@ -40,7 +40,8 @@ def list_parquet(spec: Parquet, role: Role) -> Pictures:
             raise DatasetError(f"parquet: {file} cannot be read: {error}") from error
         tables.append(table)
         class_names = class_names or names
-    listed = joined(tables, role, f"parquet: {spec.path}", class_names)
+    whose = f"parquet: {spec.path}, column {spec.label!r}"
+    listed = joined(tables, role, whose, class_names)
     return replace(listed, files=[str(file) for _, _, file in files])
 
 
@@ -92,11 +93,20 @@ class _RowGroups:
         self._lock = Lock()
 
     def read(self, file: Path, group: int, row: int) -> bytes:
-        """Return what the picture of a row of a row group holds."""
+        """Return what the picture of a row of a row group holds.
+
+        Raises:
+            DecodeError: The row holds none.
+            DatasetError: The column is not one of pictures.
+        """
+        from dp4tl_ray.data.decode import DecodeError  # needs torch, which listing does not
+
         with self._lock:
             pictures = self._group(file, group)
         content = pictures[row].as_py()
         content = content.get("bytes") if isinstance(content, dict) else content
+        if content is None:
+            raise DecodeError(f"is empty: column {self.column!r} holds null")
         if not isinstance(content, bytes):
             raise DatasetError(f"parquet: column {self.column!r} of {file} does not hold pictures")
         return content

@@ -39,14 +39,11 @@ class Pictures:
 
     listed_rows: npt.NDArray[np.int64] | None = None
     """Row of each among all that its role lists, (N,), where some were left out."""
+    one_file_each: bool = False
+    """Whether every picture is a file, `files` being these, in the order of the pictures."""
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    @property
-    def one_file_each(self) -> bool:
-        """Whether every picture is a file."""
-        return len(self.files) == len(self.ids)
 
     def rows(self, split: Split) -> npt.NDArray[np.int64]:
         """Return the indices of the pictures of one split, ascending."""
@@ -93,6 +90,7 @@ def of_files(
         class_names=class_names,
         read=read,
         files=[f"{root}/{name}" for name in names],
+        one_file_each=True,
     )
 
 
@@ -107,8 +105,9 @@ def fingerprint(pictures: Pictures) -> str:
     content = hashlib.sha256(repr((pictures.version, pictures.class_names)).encode())
     rows = zip(pictures.ids, pictures.labels.tolist(), pictures.splits.tolist(), strict=True)
     content.update("\n".join(f"{id}\0{label}\0{split}" for id, label, split in rows).encode())
-    if pictures.groups is not None:
-        content.update(pictures.groups.tobytes())
+    # what was left out moves the rows that exports name
+    for array in (pictures.groups, pictures.listed_rows):
+        content.update(b"" if array is None else array.tobytes())
     for file in pictures.files:
         try:
             status = os.stat(file)

@@ -48,7 +48,7 @@ def joined(
     Args:
         tables: In any order of splits; val serves as test where no test split has labels.
         role: What the pictures are for; a source gets its train split.
-        whose: Begins the message of an error.
+        whose: Begins the message of an error: the dataset, and where it keeps labels.
         class_names: Names of the classes that labels number; without them each label is a name.
 
     Raises:
@@ -84,11 +84,12 @@ def _numbered(
     labels: Sequence[Any], class_names: Sequence[str], whose: str
 ) -> tuple[list[int], Sequence[str]]:
     """Return the number of each label, and the names of the classes."""
-    if {type(label) for label in labels} not in ({int}, {str}, set()):
-        odd = next(label for label in labels if type(label) is not type(labels[0]))
-        raise DatasetError(
-            f"{whose}: labels are {labels[0]!r} and {odd!r}: they must be whole numbers or names"
-        )
+    # a column of integers becomes one of floats wherever pandas met a gap
+    labels = [int(x) if isinstance(x, float) and x.is_integer() else x for x in labels]
+    kinds = {type(label): label for label in labels}
+    if kinds.keys() not in ({int}, {str}, set()):
+        shown = " and ".join(f"{x!r} ({kind.__name__})" for kind, x in kinds.items())
+        raise DatasetError(f"{whose}: labels are {shown}: they must be whole numbers or names")
     values = [*range(len(class_names))] if class_names else sorted({*labels} - {UNLABELED})
     number = {value: k for k, value in enumerate(values)}
     if unknown := [label for label in labels if label not in number]:

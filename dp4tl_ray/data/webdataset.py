@@ -10,7 +10,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dp4tl_ray.data.files import find_files
 from dp4tl_ray.data.images import SPLITS, Role, Split
@@ -29,7 +29,7 @@ class _Sample(NamedTuple):
     key: str
     offset: int
     size: int
-    label: int | str
+    label: int | float | str
 
 
 def list_webdataset(spec: WebDataset, role: Role) -> Pictures:
@@ -57,7 +57,7 @@ def fingerprint_shards(spec: WebDataset, role: Role) -> str:
     names = [name for _, name, _ in shards]
     as_pictures = of_files(Path(), names, [0] * len(names), splits, ())
     files = [str(file) for file in (*(file for _, _, file in shards), *also)]
-    return fingerprint(replace(as_pictures, files=files))
+    return fingerprint(replace(as_pictures, files=files, one_file_each=False))
 
 
 def _shards(spec: WebDataset, role: Role) -> list[tuple[Split, str, Path]]:
@@ -88,7 +88,7 @@ def _table(split: Split, name: str, file: Path) -> Table:
 def _samples(file: Path) -> Iterator[_Sample]:
     """Read where pictures lie, and the classes; no picture is read."""
     pictures: dict[str, tarfile.TarInfo] = {}
-    labels: dict[str, int | str] = {}
+    labels: dict[str, Any] = {}
     with tarfile.open(file, "r:") as shard:  # not compressed: pictures are read where they lie
         for member in shard:
             if not member.isfile() or (parts := NAME.fullmatch(member.name)) is None:
@@ -107,12 +107,18 @@ def _samples(file: Path) -> Iterator[_Sample]:
             raise DatasetError(
                 f"webdataset: {key} of {file} has no class: {key}.cls, or `label` in {key}.json"
             )
+        if type(label := labels[key]) not in (int, float, str):
+            raise DatasetError(
+                f"webdataset: `label` in {key}.json of {file} is {label!r} "
+                f"({type(label).__name__}): it must be a whole number or a name"
+            )
         yield _Sample(key, member.offset_data, member.size, labels[key])
 
 
-def _label(ending: str, content: bytes) -> int | str | None:
+def _label(ending: str, content: bytes) -> Any:
+    """Read a class; None where a file says none, as JSON that is something else does."""
     if ending == "json":
-        label: int | str | None = json.loads(content).get("label")
-        return label
+        sample = json.loads(content)
+        return sample.get("label") if isinstance(sample, dict) else None
     text = content.decode().strip()
     return int(text) if re.fullmatch(r"-?\d+", text) else text

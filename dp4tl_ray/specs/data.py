@@ -87,7 +87,8 @@ class OnDisk(_Target):
     """What all datasets have in common that lie in files, and are packed into the store once."""
 
     path: Name
-    """Where it lies; a relative path starts at the study's `data_root`."""
+    """Where it lies: ~ is the home folder; a relative path starts at the study's `data_root`. Moved
+    with the times of its files it is the same dataset, and nothing is computed again."""
     image_size: Annotated[int, Field(ge=8, le=512), Whole] = 32
     """Height and width in pixels that every picture is brought to (shorter side, centre crop)."""
     channels: Annotated[Literal[1, 3], Whole] = 3
@@ -191,9 +192,10 @@ class HuggingFace(OnDisk):
 class Parquet(OnDisk):
     """Parquet files with a row per picture.
 
-    `path` is a file, a folder or a glob. The split of a file is the word train, val, valid,
-    validation, dev or test in its name, or in that of a folder below `path`; without any, all is
-    train. val serves as test where there is none.
+    `path` is a file, a folder or a glob, or numbers files, as in train-{000..146}.parquet, of which
+    none may be missing. The split of a file is the word train, val, valid, validation, dev or test
+    in its name, or in that of a folder below `path`; without any, all is train. val serves as test
+    where there is none.
     """
 
     dataset: Literal["parquet"] = "parquet"
@@ -208,8 +210,9 @@ class Parquet(OnDisk):
 class WebDataset(OnDisk):
     """Shards of WebDataset: tar files with KEY.jpg (jpeg, png, webp), and KEY.cls or KEY.json.
 
-    `path` is a file, a folder or a glob; splits as in parquet. A class is the number or name in
-    KEY.cls, or `label` in KEY.json; classnames.txt in the folder names numbers, a line each.
+    `path` is a file, a folder or a glob, or numbers files, as in train-{000..146}.tar; splits as in
+    parquet. A class is the number or name in KEY.cls, or `label` in KEY.json; classnames.txt in the
+    folder names numbers, a line each.
     """
 
     dataset: Literal["webdataset"] = "webdataset"
@@ -258,12 +261,12 @@ SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
 
 
 def located(dataset: D, root: str) -> D:
-    """Return a dataset whose paths start at a root, as far as they are relative."""
+    """Return a dataset whose paths start at a root, as far as they are relative, without a ~."""
     if not isinstance(dataset, OnDisk):
         return dataset
     given = {name: getattr(dataset, name, None) for name in PATHS}
     below = {
-        name: os.path.join(root, path)
+        name: os.path.join(os.path.expanduser(root), os.path.expanduser(path))
         for name, path in given.items()
         if path is not None and not SCHEME.match(path)
     }

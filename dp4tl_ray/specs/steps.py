@@ -36,7 +36,8 @@ class DataStep(Spec):
     role: Literal["source", "target"]
     """A source is read for training only; a target with its splits."""
     fingerprint: str = ""
-    """Names, sizes and times of the files that the dataset lies in; empty for embedded ones."""
+    """Names, sizes and times of the files that the dataset lies in, which identify it wherever it
+    lies; empty for embedded ones."""
 
 
 class SurrogateStep(Spec):

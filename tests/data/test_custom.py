@@ -51,6 +51,7 @@ def odd(path, role, what="nothing"):
         "numbers": replace(pictures, ids=range(n)),
         "twice": replace(pictures, ids=["a"] * n),
         "names": replace(pictures, class_names=("a", "a", "b")),
+        "files": replace(pictures, files=["a"], one_file_each=True),
     }[what]
 
 
@@ -140,6 +141,7 @@ def test_one_that_fails_is_named_with_its_package(package: Path) -> None:
     ("numbers", "ids that are no strings"),
     ("twice", "have the same id"),
     ("names", "a class name twice"),
+    ("files", "1 files and 36 ids, and says one_file_each"),
 ])  # fmt: skip
 def test_what_it_gives_is_checked(what: str, message: str, package: Path) -> None:
     with pytest.raises(DatasetError, match=message):

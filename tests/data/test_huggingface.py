@@ -18,6 +18,7 @@ from dp4tl_ray.data.pictures import DatasetError, Pictures
 from dp4tl_ray.specs.data import HuggingFace, located
 from dp4tl_ray.specs.load import StudyError
 from tests.conftest import tiny_study
+from tests.data.loading import check_empty
 
 NAMES = ["ape", "bee", "cat"]
 
@@ -174,6 +175,15 @@ def test_the_likeliest_label_is_taken_and_another_can_be_named(tmp_path: Path) -
     both.remove_columns(["img"]).save_to_disk(str(tmp_path / "none"))
     with pytest.raises(DatasetError, match="image: none of its columns is meant"):
         open_pictures(spec(tmp_path / "none"), "source")
+
+
+def test_empty_pictures_can_be_skipped(tmp_path: Path) -> None:
+    whole = rows(6, 0)
+    pictures = [picture if n % 3 else None for n, picture in enumerate(whole["image"])]
+    some = {"image": pictures, "label": whole["label"]}
+    gaps = datasets.Dataset.from_dict(some, features=whole.features)
+    gaps.save_to_disk(str(tmp_path / "saved"))
+    check_empty(spec(tmp_path / "saved"), [0, 3], tmp_path / "store", "train/00000")
 
 
 def test_labels_may_be_words(tmp_path: Path) -> None:

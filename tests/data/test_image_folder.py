@@ -52,6 +52,34 @@ def test_reads_what_torchvision_reads(pictures_here: Path) -> None:
         assert np.array_equal(image[..., 0], np.asarray(Image.open(path).convert("L")))
 
 
+@pytest.fixture
+def nested(tmp_path: Path) -> Path:
+    """Two classes with folders in folders, files among them, and links to folders elsewhere."""
+    names = ("A/z", "A/a/x", "A/a-b/y", "A/a/b/w", "A/Z", "A/.hidden/h", "A/a b/v", "B/1", "B/é/2")
+    for name in names:
+        path = tmp_path / "root" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (16, 16), names.index(name)).save(path)
+    write_folder(tmp_path / "elsewhere", range(2), 3, seed=0)
+    (tmp_path / "root" / "A" / "a" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "root" / "C").symlink_to(tmp_path / "elsewhere" / "stripes0")
+    (tmp_path / "root" / "B" / "0.png").symlink_to(tmp_path / "elsewhere/stripes1/001.png")
+    (tmp_path / "root" / "B" / "notes.txt").touch()
+    return tmp_path / "root"
+
+
+def test_nested_and_linked_folders_are_listed_in_torchvisions_order(nested: Path) -> None:
+    ours = open_pictures(spec(nested), "source")
+    theirs = TorchvisionImageFolder(str(nested))
+    paths = [Path(path).relative_to(nested).as_posix() for path, _ in theirs.samples]
+    assert ours.ids == paths and len(paths) == 9 + 6 + 1 + 3
+    assert ours.labels.tolist() == theirs.targets and list(ours.class_names) == theirs.classes
+    last = ours.take(np.array([len(ours) - 1]))
+    assert last.one_file_each and last.place(0) == theirs.samples[-1][0]
+    for i, (path, _) in enumerate(theirs.samples):
+        assert ours.read(i) == Path(path).read_bytes()
+
+
 def test_any_shape_and_mode_becomes_one_size(tmp_path: Path) -> None:
     for name, mode, size in (("a", "RGB", (40, 20)), ("b", "L", (9, 30)), ("c", "RGBA", (16, 16))):
         (tmp_path / name).mkdir()

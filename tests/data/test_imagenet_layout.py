@@ -1,6 +1,7 @@
 """ImageNet as it is extracted, compared with what torchvision's class gives."""
 
 import os
+import shutil
 from importlib.resources import files
 from pathlib import Path
 
@@ -25,6 +26,25 @@ NAMES = {
 def root(tmp_path: Path) -> Path:
     copies.imagenet(tmp_path, np.random.default_rng(0), NAMES)
     return tmp_path
+
+
+@pytest.fixture
+def nested(root: Path) -> Path:
+    """ImageNet with pictures in folders below their class, one of them a link."""
+    folder = root / "train" / "n01440764"
+    for below in ("a", "a-b", "a/c"):
+        (folder / below).mkdir()
+    for below, picture in zip(("a", "a-b", "a/c"), sorted(folder.glob("*.JPEG")), strict=False):
+        shutil.copy(picture, folder / below / "copied.JPEG")
+    (folder / "linked").symlink_to(root / "val" / "n01440764")
+    return root
+
+
+def test_nested_folders_are_listed_in_torchvisions_order(nested: Path) -> None:
+    ours = open_pictures(ImageNet(path=str(nested)), "source")
+    theirs = torchvision.datasets.ImageNet(str(nested), "train")
+    assert [nested / id for id in ours.ids] == [Path(path) for path, _ in theirs.samples]
+    assert ours.labels.tolist() == theirs.targets
 
 
 def test_pictures_and_labels_are_those_of_torchvisions_class(root: Path) -> None:

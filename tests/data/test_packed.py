@@ -4,7 +4,7 @@ import io
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from PIL import Image
 
 from dp4tl_ray.data import pack as packing
 from dp4tl_ray.data.decode import DecodeError, decode_jpeg, decoded, encode_jpeg, plain_jpeg
-from dp4tl_ray.data.images import Pixels
+from dp4tl_ray.data.images import Pixels, Role
 from dp4tl_ray.data.load import fingerprint, open_pictures
 from dp4tl_ray.data.pack import ADDRESS, pack_shard
 from dp4tl_ray.data.packed import JPEGImages, RawImages, Shards, cut
@@ -271,6 +271,10 @@ def test_what_is_excluded_is_not_there(photos: Path, tmp_path: Path) -> None:
         open_pictures(spec(photos, exclude=str(unwanted)), "source")
     with pytest.raises(DatasetError, match="cannot be read"):
         open_pictures(spec(photos, exclude=str(tmp_path / "none.txt")), "source")
+    unwanted.write_text("\n".join(open_pictures(spec(photos), "source").ids))
+    for role in get_args(Role):
+        with pytest.raises(DatasetError, match=r"exclude .*ids\.txt: leaves no train pictures of"):
+            open_pictures(spec(photos, exclude=str(unwanted)), role)
 
 
 def test_pixels_are_packed_like_pictures(tmp_path: Path) -> None:
@@ -382,6 +386,17 @@ def test_a_dataset_that_changes_while_it_is_packed_is_refused(
         run(tmp_path / "during")
     with pytest.raises(StageError, match="is not what it was when the study was planned"):
         run(tmp_path / "before")
+
+
+def test_what_is_excluded_is_not_as_if_it_had_never_been_there(
+    photos: Path, tmp_path: Path
+) -> None:
+    """The rest is the same, but its rows in the dataset are not."""
+    unwanted = tmp_path / "ids.txt"
+    unwanted.write_text("ape/1.jpg\n")
+    excluded = fingerprint(spec(photos, exclude=str(unwanted)), "source")
+    (photos / "ape" / "1.jpg").unlink()
+    assert fingerprint(spec(photos), "source") != excluded
 
 
 def test_excluding_pictures_moves_no_other_to_another_split(photos: Path, tmp_path: Path) -> None:

@@ -19,9 +19,11 @@ import webdataset
 from PIL import Image
 
 from dp4tl_ray.data import parquet
+from dp4tl_ray.data.files import numbered
 from dp4tl_ray.data.load import fingerprint, is_absent, open_pictures
 from dp4tl_ray.data.pictures import DatasetError, Pictures
 from dp4tl_ray.specs.data import Parquet, WebDataset, located
+from tests.data.loading import check_empty
 
 Sample = tuple[bytes, Any]
 RNG = np.random.default_rng(0)
@@ -116,6 +118,51 @@ def test_a_file_and_a_glob_will_do(kind: str, tmp_path: Path) -> None:
     assert not is_absent(both) and is_absent(spec(kind, tmp_path / "other*"))
 
 
+@pytest.mark.parametrize("pattern", [
+    "train-{000..146}.tar", "{9..11}", "{08..11}/x", "{8..010}", "{3..1}-{00..02}.tar", "{0..3}",
+    "none.tar", "{1..}",
+])  # fmt: skip
+def test_numbers_in_braces_are_written_out_as_webdataset_does(pattern: str) -> None:
+    assert [*numbered(pattern)] == webdataset.shardlists.expand_urls(pattern)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_numbered_files_are_all_there_or_named(kind: str, tmp_path: Path) -> None:
+    ending = ENDINGS[kind]
+    parts = [samples(4, [0, 1]) for _ in range(4)]
+    for n, rows in enumerate(parts):
+        WRITERS[kind](tmp_path / f"part{n // 2}" / f"train-{n % 2:03d}{ending}", rows)
+    both = spec(kind, f"part{{0..1}}/train-{{000..001}}{ending}")
+    source = open_pictures(located(both, str(tmp_path)), "source")
+    assert contents(source, "train") == named([row for rows in parts for row in rows])
+    assert source.ids[0].startswith(f"part0/train-000{ending}#")
+    one = spec(kind, tmp_path / "part0" / f"train-{{000..001}}{ending}")
+    here = spec(kind, tmp_path / "part0")
+    assert open_pictures(one, "source").ids == open_pictures(here, "source").ids
+    assert not is_absent(one) and is_absent(spec(kind, tmp_path / f"part{{2..3}}/*{ending}"))
+    more = spec(kind, tmp_path / "part1" / f"train-{{000..002}}{ending}")
+    with pytest.raises(
+        DatasetError, match=rf"part1/train-002\{ending} is not there, which .*\.\.0"
+    ):
+        open_pictures(more, "source")
+    literal = tmp_path / f"{{0..1}}{ending}"
+    WRITERS[kind](literal, parts[0])
+    assert len(open_pictures(spec(kind, literal), "source")) == 4
+    with pytest.raises(DatasetError, match=rf"or numbers such as train-{{000\.\.146}}\{ending}"):
+        open_pictures(spec(kind, tmp_path / "nowhere"), "source")
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_files_of_one_picture_are_still_no_pictures(kind: str, tmp_path: Path) -> None:
+    for n in range(3):
+        WRITERS[kind](tmp_path / f"{n}{ENDINGS[kind]}", samples(1, [n]))
+    source = open_pictures(spec(kind, tmp_path), "source")
+    assert len(source.files) == len(source) == 3
+    assert not source.one_file_each and source.place(1) == source.ids[1]
+    last = source.take(np.array([2]))
+    assert last.files == source.files and not last.one_file_each
+
+
 @pytest.mark.parametrize("kind", WRITERS)
 def test_without_a_test_split_val_serves_as_one(kind: str, tmp_path: Path) -> None:
     parts = {"train": samples(10, [0, 1]), "val": samples(4, [0, 1])}
@@ -204,7 +251,8 @@ def test_what_is_missing_or_ambiguous_is_named(kind: str, tmp_path: Path) -> Non
     mixed = tmp_path / "mixed"
     WRITERS[kind](mixed / f"a{ENDINGS[kind]}", samples(2, [0]))
     WRITERS[kind](mixed / f"b{ENDINGS[kind]}", samples(2, ["ape"]))
-    with pytest.raises(DatasetError, match="labels are 0 and 'ape': they must be whole numbers or"):
+    told = r"labels are 0 \(int\) and 'ape' \(str\): they must be whole numbers or names"
+    with pytest.raises(DatasetError, match=told):
         open_pictures(spec(kind, mixed), "source")
 
 
@@ -236,6 +284,38 @@ def test_columns_may_have_other_names_and_hugging_faces_form(tmp_path: Path) -> 
         wrong.read(0)
     with pytest.raises(DatasetError, match=r"two pictures of .* have the same id"):
         open_pictures(spec("parquet", tmp_path, image="img", label="fine", id="fine"), "source")
+
+
+def test_whole_numbers_may_be_floats(tmp_path: Path) -> None:
+    """pandas makes them so where some column of integers had a gap."""
+    write_parquet(tmp_path / "rows.parquet", samples(4, [10.0, 9.0]))
+    source = open_pictures(spec("parquet", tmp_path), "source")
+    assert source.class_names == ("9", "10") and source.labels.tolist() == [1, 0, 1, 0]
+
+
+@pytest.mark.parametrize(("labels", "told"), [
+    ([0.5, 1.5], r"1\.5 \(float\)"),
+    ([0.0, None], r"0 \(int\) and None \(NoneType\)"),
+    ([None, None], r"None \(NoneType\)"),
+    ([float("nan"), 1.0], r"nan \(float\) and 1 \(int\)"),
+    ([[0, 1], [2]], r"\[2\] \(list\)"),
+    ([True, False], r"False \(bool\)"),
+])  # fmt: skip
+def test_other_labels_are_refused_by_column_and_type(
+    labels: list[Any], told: str, tmp_path: Path
+) -> None:
+    write_parquet(tmp_path / "rows.parquet", samples(4, labels))
+    with pytest.raises(DatasetError, match=rf"column 'label': labels are {told}: they must be"):
+        open_pictures(spec("parquet", tmp_path), "source")
+
+
+@pytest.mark.parametrize("struct", [False, True])
+def test_empty_pictures_can_be_skipped(struct: bool, tmp_path: Path) -> None:
+    contents = [encoded() if n % 3 else None for n in range(6)]
+    images = [{"bytes": one, "path": None} for one in contents] if struct else contents
+    table = pyarrow.table({"image": images, "label": [0, 1] * 3})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    check_empty(spec("parquet", tmp_path), [0, 3], tmp_path / "store", r"rows\.parquet#0")
 
 
 def test_labels_beyond_the_names_are_refused(tmp_path: Path) -> None:
@@ -324,3 +404,24 @@ def test_a_picture_without_a_class_is_named(tmp_path: Path) -> None:
         add(shard, "a.json", b'{"text": "x"}')
     with pytest.raises(DatasetError, match=r"a of .*0\.tar has no class: a\.cls, or `label` in a"):
         open_pictures(WebDataset(path=str(tmp_path)), "source")
+
+
+@pytest.mark.parametrize(("content", "told"), [
+    (b'{"label": [1, 2]}', r"`label` in a\.json of .*0\.tar is \[1, 2\] \(list\): it must be"),
+    (b'{"label": {}}', r"`label` in a\.json of .*0\.tar is \{\} \(dict\): it must be"),
+    (b'{"label": true}', r"`label` in a\.json of .*0\.tar is True \(bool\): it must be"),
+    (b'{"label": null}', r"a of .*0\.tar has no class"),
+    (b'[{"label": 1}]', r"a of .*0\.tar has no class"),
+    (b'{"label": 1.5}', r"labels are 1\.5 \(float\)"),
+])  # fmt: skip
+def test_json_that_names_no_class_is_refused_unless_another_file_does(
+    content: bytes, told: str, tmp_path: Path
+) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as shard:
+        add(shard, "a.jpg", encoded())
+        add(shard, "a.json", content)
+    with pytest.raises(DatasetError, match=told):
+        open_pictures(WebDataset(path=str(tmp_path)), "source")
+    with tarfile.open(tmp_path / "0.tar", "a") as shard:
+        add(shard, "a.cls", b"ape")
+    assert open_pictures(WebDataset(path=str(tmp_path)), "source").class_names == ("ape",)
