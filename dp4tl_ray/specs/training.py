@@ -171,7 +171,7 @@ class Training(Spec, json_schema_extra=_require_tags):
             if isinstance(default, Spec)
             and isinstance(written.get(name), dict)
             # another network is not the objective's own, and has its own fields
-            and written[name].get("arch") in (None, getattr(default, "arch", None))
+            and written[name].get("arch") == getattr(default, "arch", None)
         }
         return {**data, **completed}
 
