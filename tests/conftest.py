@@ -149,8 +149,11 @@ _held: list[IO[str]] = []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests of Ray, which wait more than they compute; others go on beside them."""
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    """Begin with the tests of Ray, which wait more than they compute, and what takes longest."""
+    long = ("test_schemas.py", "test_imagenet.py")
+    items.sort(
+        key=lambda item: (item.get_closest_marker("ray") is None, item.path.name not in long)
+    )
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -12,7 +12,7 @@ from dp4tl_ray.data.files import numbered
 from dp4tl_ray.data.huggingface import is_cached, list_huggingface
 from dp4tl_ray.data.image_folder import list_image_folder
 from dp4tl_ray.data.imagenet import list_imagenet
-from dp4tl_ray.data.images import LabeledImages, Role
+from dp4tl_ray.data.images import SPLITS, LabeledImages, Role
 from dp4tl_ray.data.parquet import list_parquet
 from dp4tl_ray.data.pictures import DatasetError, Pictures, with_all_splits, without
 from dp4tl_ray.data.pictures import fingerprint as fingerprint_of
@@ -68,8 +68,9 @@ def open_pictures(spec: Dataset, role: Role) -> Pictures:
     if spec.exclude is None:
         return pictures
     pictures = without(pictures, Path(spec.exclude))
-    if not len(pictures.rows("train")):
-        raise DatasetError(f"exclude {spec.exclude}: leaves no train pictures of {spec.path}")
+    for split in SPLITS if role == "target" else SPLITS[:1]:
+        if not len(pictures.rows(split)):
+            raise DatasetError(f"exclude {spec.exclude}: leaves no {split} pictures of {spec.path}")
     return pictures
 
 

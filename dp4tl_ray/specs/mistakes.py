@@ -69,8 +69,12 @@ def find_mistakes(data: Any) -> Iterator[Mistake]:
             seen.add((keys, kind))
         if not dropped:
             return
+        shorter = data
         for keys in dropped:
-            data = _without(data, keys)
+            shorter = _without(shorter, keys)
+        if shorter == data:  # nobody wrote what is wrong
+            return
+        data = shorter
 
 
 def _errors(data: Any) -> list[ErrorDetails]:
