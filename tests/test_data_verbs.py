@@ -225,28 +225,3 @@ def _run(plan: Any, store: Store) -> None:
     from dp4tl_ray.sweep import run_study
 
     assert not run_study(plan.study, plan, store, local=True).errors
-
-
-@pytest.mark.ray
-def test_tasks_on_ray_pack_what_one_process_packs(
-    pictures: Pictures, tmp_path: Path, dp4tl: Callable[..., int]
-) -> None:
-    from tests.test_ray import finish, start
-
-    # large and raw: two shards each
-    options: dict[str, Any] = {"image_size": 512, "channels": 3}
-    study = study_data(
-        pictures,
-        source=folder(pictures["source"], **options),
-        targets=[folder(pictures["target"], **options)],
-    )
-    assert dp4tl("data", "pack", "--local", **study) == 0
-    path = tmp_path / "tiny.yaml"
-    code, out, err = finish(start(path, tmp_path / "other", verb=("data", "pack")))
-    assert code == 0, err
-    assert "144 pictures of 6 classes" in out
-    packed = sorted((tmp_path / "store" / "data").rglob("images-*"))
-    assert len(packed) == 4
-    for shard in packed:
-        again = tmp_path / "other" / shard.relative_to(tmp_path / "store")
-        assert again.read_bytes() == shard.read_bytes()

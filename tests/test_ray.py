@@ -159,3 +159,22 @@ def test_a_driver_that_ends_leaves_a_store_to_continue_from_and_no_process(
     assert manifest["resumed"] is True
     assert run_here(path, tmp_path / "straight") == 0
     assert weights(tmp_path / "halted") == weights(tmp_path / "straight")
+
+
+def test_tasks_on_ray_pack_what_one_process_packs(
+    study: Callable[..., Path], tmp_path: Path
+) -> None:
+    # large and raw: two shards each
+    options: dict[str, Any] = {"image_size": 512, "channels": 3}
+    data = json.loads(study().read_text())
+    path = study(source={**data["source"], **options}, targets=[{**data["targets"][0], **options}])
+    code, out, err = finish(start(path, tmp_path / "ray", verb=("data", "pack")))
+    assert code == 0, err
+    assert "144 pictures of 6 classes" in out
+    code, out, err = finish(start(path, tmp_path / "here", "--local", verb=("data", "pack")))
+    assert code == 0, err
+    packed = sorted((tmp_path / "here" / "data").rglob("images-*"))
+    assert len(packed) == 4
+    for shard in packed:
+        again = tmp_path / "ray" / shard.relative_to(tmp_path / "here")
+        assert again.read_bytes() == shard.read_bytes()
