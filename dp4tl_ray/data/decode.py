@@ -1,7 +1,8 @@
 """What a picture's file holds -> pixels of the size that is asked for.
 
-JPEG is decoded by libjpeg-turbo, to the same pixels as by Pillow in a half to two thirds of the time; everything else
-by Pillow. All of it releases the interpreter's lock, so that threads decode side by side.
+JPEG is decoded by libjpeg-turbo, to the same pixels as by Pillow in half to two thirds of the time;
+everything else by Pillow. All of it releases the interpreter's lock, so that threads decode side by
+side.
 """
 
 import io
