@@ -165,9 +165,7 @@ def _add_data_verbs(data: argparse.ArgumentParser, study: argparse.ArgumentParse
         "pictures of a target. Writes data_check.md, and lists of ids that `exclude` of a dataset "
         "takes, to the study's folder. Exit code 1: something cannot be read.",
     )  # fmt: skip
-    check.add_argument(
-        "--against", metavar="TARGET", help="look for test pictures of this target only"
-    )
+    check.add_argument("--against", metavar="TARGET", help="check the source and this target only")
     verbs.add_parser(
         "show", parents=[study], help="draw a sheet of their pictures",
         description="Draw sample pictures of the source and of every target, as the network sees "

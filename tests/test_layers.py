@@ -31,6 +31,7 @@ RINGS = {
     "tracking": 5,
     "sweep": 6,
     "arguments": 0,
+    "plugins": 0,
     "cli": 7,
     "submit": 7,
     "__main__": 8,

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,9 +10,9 @@ import numpy.typing as npt
 
 from dp4tl_ray.algorithms.near_duplicates import HASH_SHAPE, difference_hash
 from dp4tl_ray.data.decode import DecodeError, decoded, resized
+from dp4tl_ray.data.pack import AT_A_TIME, in_order
 from dp4tl_ray.data.pictures import Pictures
 
-AT_A_TIME = 64
 SMALL = 16
 """Height and width of the grey copies that near-duplicates are compared by."""
 
@@ -73,16 +72,18 @@ def inspect(
     sizes, hashes = np.zeros((n, 2), np.int64), np.zeros(n, np.uint64)
     small = np.zeros((n, SMALL, SMALL), np.uint8)
     parts = [range(at, min(at + AT_A_TIME, n)) for at in range(0, n, AT_A_TIME)]
-    with ThreadPoolExecutor(threads) as pool:
-        looks = pool.map(lambda part: [_look(pictures, row, channels) for row in part], parts)
-        for part, looked in zip(parts, looks, strict=True):
-            for row, look in zip(part, looked, strict=True):
-                contents.append(look.content)
-                if look.small is None:
-                    unreadable[row] = look.reason
-                else:
-                    sizes[row], hashes[row], small[row] = look.size, look.hash, look.small
-            report(part.stop)
+
+    def look(part: range) -> list[_Look]:
+        return [_look(pictures, row, channels) for row in part]
+
+    for part, looked in zip(parts, in_order(look, parts, threads), strict=True):
+        for row, found in zip(part, looked, strict=True):
+            contents.append(found.content)
+            if found.small is None:
+                unreadable[row] = found.reason
+            else:
+                sizes[row], hashes[row], small[row] = found.size, found.hash, found.small
+        report(part.stop)
     return Inspection(pictures, unreadable, sizes, contents, hashes, small)
 
 

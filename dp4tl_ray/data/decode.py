@@ -1,8 +1,8 @@
 """What a picture's file holds -> pixels of the size that is asked for.
 
-JPEG is decoded by libjpeg-turbo, to the same pixels as by Pillow in half to two thirds of the time;
-everything else by Pillow. All of it releases the interpreter's lock, so that threads decode side by
-side.
+JPEG is decoded by libjpeg-turbo, to the same pixels as by Pillow in half to two thirds of the time
+(colours that are read as grey differ by rounding); everything else by Pillow. All of it releases
+the interpreter's lock, so that threads decode side by side.
 """
 
 import io
@@ -75,7 +75,7 @@ def _in_bytes(picture: Image.Image) -> Image.Image:
 
 
 def _with_channels(pixels: Pixels, channels: int) -> Pixels:
-    pixels = pixels if pixels.ndim == 3 else pixels[:, :, None]
+    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
         raise DecodeError(f"has pixels {pixels.dtype} of shape {pixels.shape}; uint8 is needed")
     if pixels.shape[2] == channels:

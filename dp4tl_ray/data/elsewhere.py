@@ -14,14 +14,13 @@ installed: on a cluster, on every node.
 
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import numpy as np
 
 from dp4tl_ray.data.images import SPLITS, Role
 from dp4tl_ray.data.pictures import DatasetError, Pictures
-from dp4tl_ray.specs.base import did_you_mean
+from dp4tl_ray.plugins import PluginError, find_plugin, package_of
 from dp4tl_ray.specs.data import Custom
 
 GROUP = "dp4tl_ray.datasets"
@@ -33,8 +32,12 @@ def list_custom(spec: Custom, role: Role) -> Pictures:
     Raises:
         DatasetError: No installed package announces it, or it fails, or gives something else.
     """
-    point, whose = _find(spec.loader), f"custom: loader {spec.loader!r}"
-    package = f"{point.dist.name} {point.dist.version}" if point.dist else ""
+    whose = f"custom: loader {spec.loader!r}"
+    try:
+        point = find_plugin(GROUP, spec.loader)
+    except PluginError as error:
+        raise DatasetError(f"custom: loader {error}") from error
+    package = package_of(point)
     try:
         loader: Callable[..., Any] = point.load()
         pictures: Pictures = loader(spec.path, role, **spec.options)
@@ -49,17 +52,11 @@ def list_custom(spec: Custom, role: Role) -> Pictures:
 
 def is_installed(name: str) -> bool:
     """Say whether a package here announces a loader."""
-    return any(point.name == name for point in entry_points(group=GROUP))
-
-
-def _find(name: str) -> EntryPoint:
-    found = {point.name: point for point in entry_points(group=GROUP)}
-    if name not in found:
-        raise DatasetError(
-            f"custom: loader {name!r} is not installed (entry point group {GROUP}); "
-            f"{did_you_mean(name, found) if found else 'none is installed'}"
-        )
-    return found[name]
+    try:
+        find_plugin(GROUP, name)
+    except PluginError:
+        return False
+    return True
 
 
 def _wrong(pictures: Any) -> str:

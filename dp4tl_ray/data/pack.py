@@ -15,6 +15,7 @@ from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, NamedTuple, TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -133,7 +134,7 @@ def pack_shard(
         """Give the pictures in their order, as threads finish them."""
         parts = [rows[at : at + AT_A_TIME] for at in range(0, len(rows), AT_A_TIME)]
         work, offset = partial(_try, pictures, packing), 0
-        for part, tried in zip(parts, _in_order(work, parts, threads), strict=True):
+        for part, tried in zip(parts, in_order(work, parts, threads), strict=True):
             for one in tried:
                 if not isinstance(one, _Packed):
                     skipped.append(one)
@@ -154,8 +155,11 @@ def pack_shard(
     return index
 
 
-def _in_order(work: Callable[[range], T], parts: list[range], threads: int) -> Iterator[T]:
-    """Give what threads make of each part, in order; they are at most two parts each ahead."""
+def in_order(work: Callable[[range], T], parts: list[range], threads: int) -> Iterator[T]:
+    """Give what threads make of each part, in order.
+
+    They are at most two parts each ahead, so that memory is bounded, and Ctrl-C waits for no more.
+    """
     pool, left = ThreadPoolExecutor(threads), iter(parts)
     try:
         pending = deque(pool.submit(work, part) for part in islice(left, 2 * threads))
@@ -263,13 +267,15 @@ def _note(notes: Path, number: int, index: Index, shard: Path) -> None:
 def _noted(notes: Path, number: int, shard: Path) -> Index | None:
     """Read what is known of a shard; None where it is not whole."""
     path = notes / f"{number:05d}.npz"
-    if not (path.exists() and shard.exists()):
-        return None
-    with np.load(path, allow_pickle=False) as file:
-        if file["size"] != shard.stat().st_size:
-            return None
-        skipped = zip(file["skipped"].tolist(), map(str, file["reasons"]), strict=True)
-        return Index(file["rows"], file["addresses"], file["sums_2C"], [*skipped])
+    try:
+        # opened here: numpy would leave a torn file open
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as note:
+            if note["size"] != shard.stat().st_size:
+                return None
+            skipped = zip(note["skipped"].tolist(), map(str, note["reasons"]), strict=True)
+            return Index(note["rows"], note["addresses"], note["sums_2C"], [*skipped])
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        return None  # there is none, or a crash has torn it
 
 
 def joined(indices: list[Index]) -> Index:

@@ -16,10 +16,11 @@ from dp4tl_ray.plan import PlannedStep
 from dp4tl_ray.runners.session import quiet, ray_session
 from dp4tl_ray.specs.steps import DataStep
 from dp4tl_ray.stages.data import check_unchanged, notes_of, packing_of
-from dp4tl_ray.store import Store
+from dp4tl_ray.store import Store, StoreError
 
 Shard = tuple[DataStep, int, Path, Path]
 """Dataset, number, and where shards and notes go."""
+AGAIN = "run it again, whole shards are kept"
 AHEAD = 4
 """Tasks per CPU that wait in Ray; a million pictures are hundreds of shards."""
 
@@ -27,15 +28,16 @@ AHEAD = 4
 def pack_on_ray(steps: list[PlannedStep], store: Store) -> None:
     """Write the shards of datasets that are not there yet; the data steps then only finish.
 
+    No more shards than this machine has cores are left to the data steps as a whole.
+
     Args:
         steps: Data steps that are not done.
         store: In a folder that all machines share.
 
-    What has fewer shards than this machine has cores is left to the data steps as a whole.
-
     Raises:
         DatasetError: A picture does not decode; the message names it.
         LeaseHeldError: Somebody else packs one of them.
+        StoreError: A process of Ray died; whole shards are kept.
     """
     log = store.root / "ray-pack.log"
     with contextlib.ExitStack() as held:
@@ -73,6 +75,8 @@ def _run(tasks: list[Shard]) -> None:
                     ray.get(done)
                 except ray.exceptions.RayTaskError as error:
                     raise error.cause from None
+                except ray.exceptions.RayError as error:
+                    raise StoreError(f"a process died while packing: {error}; {AGAIN}") from error
                 bar.advance(shown, len(done))
 
 

@@ -12,14 +12,14 @@ installed: on a cluster, on every node.
 
 import hashlib
 from collections.abc import Sequence
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dp4tl_ray.specs.base import did_you_mean
+from dp4tl_ray.plugins import PluginError, find_plugin, package_of
 from dp4tl_ray.specs.pretraining import Pretrained
 
 GROUP = "dp4tl_ray.scorers"
@@ -36,19 +36,15 @@ def find_scorer(name: str) -> EntryPoint:
     Raises:
         ScorerError: No installed package announces it.
     """
-    found = {point.name: point for point in entry_points(group=GROUP)}
-    if name not in found:
-        raise ScorerError(
-            f"plug-in {name!r} is not installed (entry point group {GROUP}); "
-            f"{did_you_mean(name, found) if found else 'none is installed'}"
-        )
-    return found[name]
+    try:
+        return find_plugin(GROUP, name)
+    except PluginError as error:
+        raise ScorerError(f"plug-in {error}") from error
 
 
 def scorer_version(name: str) -> str:
     """Name the package of a plug-in with its version, part of the identity of its scores."""
-    package = find_scorer(name).dist
-    return f"{package.name} {package.version}" if package else ""
+    return package_of(find_scorer(name))
 
 
 def checked_scores(scores: Any, num_examples: int, whose: str) -> Floats:

@@ -54,8 +54,10 @@ def catalogue(what: str) -> str:
 
 
 def _inherited(record: type[Spec]) -> dict[str, FieldInfo]:
-    """Return the fields that a record does not define itself."""
-    return {n: f for n, f in record.model_fields.items() if n not in record.__annotations__}
+    """Return the fields that a record does not define itself, or a private base for it."""
+    private = (base for base in record.__bases__ if base.__name__.startswith("_"))
+    own = set(record.__annotations__).union(*(base.__annotations__ for base in private))
+    return {n: f for n, f in record.model_fields.items() if n not in own}
 
 
 def _entry(record: type[Spec], shared: dict[str, str | None]) -> str:

@@ -35,7 +35,28 @@ class Preset(Supervised):
     """Name of the recipe."""
 
 
-class DP4TLResNet18(Preset):
+class _DP4TLResNet(Preset):
+    """What the paper's recipes for ResNets on ImageNet have in common."""
+
+    budget: Budget = Budget(epochs=16)
+    """How long to train."""
+    optimizer: Optimizer = Optimizer(name="sgd", lr=0.5, momentum=0.9, weight_decay=5e-5)
+    """Update rule."""
+    schedule: Schedule = Schedule(name="cyclic", warmup=2 / 16)
+    """Learning rate over the budget."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability mass spread over all classes."""
+    augmentation: Augmentation = RESIZED_CROPS
+    """Random changes of the training images."""
+    resolution: Resolution | None = Resolution()
+    """Smaller images at first; null trains on images of full size."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """bf16 computes forward and backward under autocast; weights stay fp32."""
+    head: Literal["compact", "source"] = "source"
+    """compact: one output per kept class; source: one per class of the source, as in the paper."""
+
+
+class DP4TLResNet18(_DP4TLResNet):
     """The paper's recipe for a ResNet-18 on ImageNet, 16 epochs (rn18_16.json of its code).
 
     Zhang et al. 2023, github.com/OPTML-Group/DP4TL. Images of 160 pixels, of 192 from epoch 12 on,
@@ -55,29 +76,13 @@ class DP4TLResNet18(Preset):
     objective: Literal["dp4tl_rn18_16"] = "dp4tl_rn18_16"
     network: Network = TorchvisionResNet(arch="resnet18")
     """Architecture."""
-    budget: Budget = Budget(epochs=16)
-    """How long to train."""
     batch_size: Count = 1024
     """Examples per optimizer step, over all workers."""
-    optimizer: Optimizer = Optimizer(name="sgd", lr=0.5, momentum=0.9, weight_decay=5e-5)
-    """Update rule."""
-    schedule: Schedule = Schedule(name="cyclic", warmup=2 / 16)
-    """Learning rate over the budget."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Probability mass spread over all classes."""
-    augmentation: Augmentation = RESIZED_CROPS
-    """Random changes of the training images."""
-    resolution: Resolution | None = Resolution()
-    """Smaller images at first; null trains on images of full size."""
     batch_norm: BatchNorm = BatchNorm(group_size=128)
     """Groups over which batch statistics are computed."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """bf16 computes forward and backward under autocast; weights stay fp32."""
-    head: Literal["compact", "source"] = "source"
-    """compact: one output per kept class; source: one per class of the source, as in the paper."""
 
 
-class DP4TLResNet50(Preset):
+class DP4TLResNet50(_DP4TLResNet):
     """The paper's recipe for a ResNet-50 on ImageNet, 16 epochs (rn50_16.json of its code).
 
     That of dp4tl_rn18_16 in batches of 512 at the same rate, with the same deviations; batch
@@ -87,29 +92,13 @@ class DP4TLResNet50(Preset):
     objective: Literal["dp4tl_rn50_16"] = "dp4tl_rn50_16"
     network: Network = TorchvisionResNet(arch="resnet50")
     """Architecture."""
-    budget: Budget = Budget(epochs=16)
-    """How long to train."""
     batch_size: Count = 512
     """Examples per optimizer step, over all workers."""
-    optimizer: Optimizer = Optimizer(name="sgd", lr=0.5, momentum=0.9, weight_decay=5e-5)
-    """Update rule."""
-    schedule: Schedule = Schedule(name="cyclic", warmup=2 / 16)
-    """Learning rate over the budget."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Probability mass spread over all classes."""
-    augmentation: Augmentation = RESIZED_CROPS
-    """Random changes of the training images."""
-    resolution: Resolution | None = Resolution()
-    """Smaller images at first; null trains on images of full size."""
     batch_norm: BatchNorm = BatchNorm(group_size=64)
     """Groups over which batch statistics are computed."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """bf16 computes forward and backward under autocast; weights stay fp32."""
-    head: Literal["compact", "source"] = "source"
-    """compact: one output per kept class; source: one per class of the source, as in the paper."""
 
 
-class DP4TLResNet101(Preset):
+class DP4TLResNet101(_DP4TLResNet):
     """The paper's recipe for a ResNet-101 on ImageNet, 16 epochs (rn101_16.json of its code).
 
     That of dp4tl_rn18_16 in batches of 256 at the same rate, with the same deviations; batch
@@ -119,26 +108,10 @@ class DP4TLResNet101(Preset):
     objective: Literal["dp4tl_rn101_16"] = "dp4tl_rn101_16"
     network: Network = TorchvisionResNet(arch="resnet101")
     """Architecture."""
-    budget: Budget = Budget(epochs=16)
-    """How long to train."""
     batch_size: Count = 256
     """Examples per optimizer step, over all workers."""
-    optimizer: Optimizer = Optimizer(name="sgd", lr=0.5, momentum=0.9, weight_decay=5e-5)
-    """Update rule."""
-    schedule: Schedule = Schedule(name="cyclic", warmup=2 / 16)
-    """Learning rate over the budget."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Probability mass spread over all classes."""
-    augmentation: Augmentation = RESIZED_CROPS
-    """Random changes of the training images."""
-    resolution: Resolution | None = Resolution()
-    """Smaller images at first; null trains on images of full size."""
     batch_norm: BatchNorm = BatchNorm(group_size=32)
     """Groups over which batch statistics are computed."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """bf16 computes forward and backward under autocast; weights stay fp32."""
-    head: Literal["compact", "source"] = "source"
-    """compact: one output per kept class; source: one per class of the source, as in the paper."""
 
 
 class DP4TLViT(Preset):

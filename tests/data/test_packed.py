@@ -3,6 +3,7 @@
 import io
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,7 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from dp4tl_ray.data import check as check_module
 from dp4tl_ray.data import pack as packing
+from dp4tl_ray.data.check import inspect
 from dp4tl_ray.data.decode import DecodeError, decode_jpeg, decoded, encode_jpeg, plain_jpeg
 from dp4tl_ray.data.images import Pixels, Role
 from dp4tl_ray.data.load import fingerprint, open_pictures
@@ -355,6 +358,8 @@ def test_a_shard_that_a_crash_has_cut_is_packed_again(
     first = sorted((tmp_path / "s").glob("images-*"))[0]
     first.write_bytes(first.read_bytes()[:-100])
     (tmp_path / "s" / f".{first.name}.1.2.part").touch()  # of one who was killed
+    note = sorted(data_stage.notes_of(tmp_path / "s" / "checkpoint").iterdir())[1]
+    note.write_bytes(note.read_bytes()[:200])
     pack(dataset, tmp_path / "s")
     pack(dataset, tmp_path / "again")
     for path in sorted((tmp_path / "again").glob("*.*")):
@@ -440,3 +445,21 @@ def test_a_class_that_is_only_tested_raises_an_alarm(photos: Path, tmp_path: Pat
     step = DataStep(dataset=spec(tmp_path / "t", corrupt="skip"), role="target")
     metrics = data_stage.run_data(step, Job({}, Workbench(folder), Worker()))
     assert "has 1 classes with test and no train pictures, such as bee" in str(metrics["alarm"])
+
+
+def test_an_interrupted_check_waits_for_no_more_than_is_under_way(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check_module, "AT_A_TIME", 1)
+    pictures, read = open_pictures(spec(photos), "source"), list[int]()
+
+    def counted(i: int) -> bytes | Pixels:
+        read.append(i)
+        return pictures.read(i)
+
+    def interrupted(row: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        inspect(replace(pictures, read=counted), 3, threads=1, report=interrupted)
+    assert len(read) <= 3  # of 21
