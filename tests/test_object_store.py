@@ -1,5 +1,6 @@
 """Stores in object storage: what they add to the contract in test_store."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -141,8 +142,10 @@ def test_a_lease_expires_when_it_has_not_changed_for_long_enough_by_our_own_cloc
     bucket, sightings, now = Bucket(bucket_uri), Sightings(), [1000.0]
     monkeypatch.setattr("dp4tl_ray.objects.lease.time.monotonic", lambda: now[0])
 
-    def attempt() -> None:
-        ObjectLease(bucket, "lease", sightings).take()
+    def attempt() -> ObjectLease:
+        lease = ObjectLease(bucket, "lease", sightings)
+        lease.take()
+        return lease
 
     bucket.write("lease", ELSEWHERE)
     with pytest.raises(LeaseHeldError):
@@ -155,15 +158,16 @@ def test_a_lease_expires_when_it_has_not_changed_for_long_enough_by_our_own_cloc
     with pytest.raises(LeaseHeldError):
         attempt()
     now[0] += 1
-    attempt()
+    ours = attempt()
     with pytest.raises(LeaseHeldError):  # it is ours now, and fresh
         attempt()
+    ours.give_back()  # its heartbeat would write for as long as this process lives
 
 
 def test_of_many_who_take_a_lease_one_wins(bucket_uri: str) -> None:
     bucket = Bucket(bucket_uri)
     bucket.write("dead", ELSEWHERE)
-    won = Counter[str]()
+    won: list[ObjectLease] = []
     barrier = threading.Barrier(8)
 
     def race() -> None:
@@ -172,18 +176,19 @@ def test_of_many_who_take_a_lease_one_wins(bucket_uri: str) -> None:
         sightings._first["dead"] = version, time.monotonic() - lease_module.LEASE_SECONDS - 1
         for key in ("dead", "fresh"):
             barrier.wait()
-            try:
-                ObjectLease(bucket, key, sightings).take()
-                won[key] += 1
-            except LeaseHeldError:
-                pass
+            lease = ObjectLease(bucket, key, sightings)
+            with contextlib.suppress(LeaseHeldError):
+                lease.take()
+                won.append(lease)
 
     racers = [threading.Thread(target=race) for _ in range(8)]
     for racer in racers:
         racer.start()
     for racer in racers:
         racer.join()
-    assert won == {"dead": 1, "fresh": 1}
+    assert sorted(lease.key for lease in won) == ["dead", "fresh"]
+    for lease in won:
+        lease.give_back()
 
 
 def test_a_lease_whose_answer_was_lost_is_ours_all_the_same(

@@ -217,7 +217,8 @@ def test_a_rerun_adds_nothing_and_a_larger_study_what_is_new(
     assert tracked.again(store=store).returncode == 0
     assert {name: len(run.history) for name, run in tracked.server.runs.items()} == before
     assert {run.opened for run in tracked.server.runs.values()} == {1}
-    assert caplog.text == ""
+    # servers of other tests may log their requests in this process
+    assert [record for record in caplog.records if record.name.startswith("dp4tl")] == []
 
     answer = tracked.again(
         "--set", "pruning_ratios=[0.0, 0.5, 0.95]", "--set", "methods=[label_mapping]",
