@@ -6,34 +6,26 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 
 from dp4tl_ray.algorithms.bisection import SEARCH_CONFIDENCE
 from dp4tl_ray.algorithms.lossless import CONFIDENCE
 from dp4tl_ray.atomic import write_atomically
 from dp4tl_ray.contents import Contents, remember, remembered
-from dp4tl_ray.data.load import count_source, is_absent
 from dp4tl_ray.lease import LeaseHeldError
 from dp4tl_ray.plan import Plan, make_plan
+from dp4tl_ray.requirements import check_packages, check_queues, check_shots
 from dp4tl_ray.results import Predictions, collect, failures, write_results
 from dp4tl_ray.runners.board import Board, More, Tasks, tasks_of
 from dp4tl_ray.runners.journal import Follower, Journal
 from dp4tl_ray.runners.progress import Display
 from dp4tl_ray.runners.status import StatusFile
 from dp4tl_ray.scoring.given import check_lists
-from dp4tl_ray.specs.adversarial import AutoAttackRobustness
 from dp4tl_ray.specs.base import label
-from dp4tl_ray.specs.data import HuggingFace, OnDisk, located
-from dp4tl_ray.specs.load import StudyError
-from dp4tl_ray.specs.network import TimmNetwork
 from dp4tl_ray.specs.pretraining import Pretrained
 from dp4tl_ray.specs.records import Result
-from dp4tl_ray.specs.self_supervised import QUEUE_SHARE, MoCoV2
 from dp4tl_ray.specs.steps import STAGES, DataStep, Stage
 from dp4tl_ray.specs.study import Study
-from dp4tl_ray.specs.training import Training
-from dp4tl_ray.specs.unit_methods import Counterfactual
 from dp4tl_ray.store import Artifact, FolderStore, Store, StoreError
 from dp4tl_ray.tracking.sweep_file import only
 from dp4tl_ray.tracking.tracker import Tracker
@@ -80,14 +72,15 @@ def plan_study(
     Raises:
         DatasetError: A folder of pictures is missing or empty.
         ScorerError: A plug-in is not installed, or a file of scores, examples or weights not there.
-        StudyError: A queue of keys is too long for the source, a list of examples too short for a
-            ratio, or a package is not installed.
+        StudyError: A queue of keys is too long for the source, a target has too few images for its
+            shots, a list of examples is too short for a ratio, or a package is not installed.
     """
     if absent is None:
         check_packages(study)
     known = remembered(store, study.name) if store else {}
     plan = make_plan(study, Contents(known, absent))
     check_queues(study, absent)
+    check_shots(study, absent)
     check_lists(study, absent)
     last = STAGES.index(until)
     ends = {k for c in plan.cells for k in c.steps.values()}
@@ -97,69 +90,6 @@ def plan_study(
     if len(wanted) == len(plan.steps):
         return plan
     return Plan(study, {k: s for k, s in plan.steps.items() if k in wanted}, [], plan.naive)
-
-
-def check_packages(study: Study) -> None:
-    """Refuse datasets, networks and attacks of a package that is not installed.
-
-    Raises:
-        StudyError: With what to install.
-    """
-    if any(isinstance(d, HuggingFace) for d in (study.source, *study.targets)):
-        package = find_spec("datasets")
-        if package is None or package.origin is None:  # a folder of that name is no package
-            raise StudyError(
-                "dataset: huggingface needs the package datasets: "
-                "pip install 'dp4tl_ray[huggingface]'"
-            )
-    own = [method.recipe for method in study.methods if isinstance(method, Counterfactual)]
-    recipes = (study.surrogate, *study.surrogates.values(), *study.pretraining, *own)
-    networks = [recipe.network for recipe in recipes if isinstance(recipe, Training | Pretrained)]
-    if any(isinstance(n, TimmNetwork) for n in networks) and find_spec("timm") is None:
-        raise StudyError("network.arch: timm needs the package timm: pip install 'dp4tl_ray[timm]'")
-    ensembles = any(isinstance(check, AutoAttackRobustness) for check in study.robustness)
-    if ensembles and find_spec("pyautoattack") is None:
-        raise StudyError(
-            "robustness: autoattack needs the package pyautoattack: "
-            "pip install 'dp4tl_ray[autoattack]'"
-        )
-
-
-def check_queues(study: Study, absent: list[str] | None = None) -> None:
-    """Refuse a queue of keys that is too long for what the largest pruning ratio keeps.
-
-    Args:
-        study: What is asked for.
-        absent: Receives a line for each queue if the source is not here.
-
-    Raises:
-        StudyError: With the arithmetic.
-        DatasetError: The source is missing.
-    """
-    largest = max(study.pruning_ratios)
-    recipes = [(f"pretraining[{n}]", r, largest) for n, r in enumerate(study.pretraining)]
-    recipes += [("surrogate", study.surrogate, 0.0)]
-    recipes += [(f"surrogates.{name}", r, 0.0) for name, r in study.surrogates.items()]
-    queues = [(where, r.queue_size, ratio) for where, r, ratio in recipes if isinstance(r, MoCoV2)]
-    if not queues:
-        return
-    source = located(study.source, study.data_root)
-    if absent is not None and isinstance(source, OnDisk) and is_absent(source):
-        absent += [
-            f"{where}.queue_size: {queue_size} is not checked, for which the source is needed"
-            for where, queue_size, _ in queues
-        ]
-        return
-    total = count_source(source)
-    for where, queue_size, ratio in queues:
-        kept = round((1 - ratio) * total)
-        if queue_size * QUEUE_SHARE > kept:
-            raise StudyError(
-                f"{where}.queue_size: {queue_size} is more than a quarter of the examples kept "
-                f"(pruning_ratio {ratio:g} of {total} leaves {kept}); at most "
-                f"{kept // QUEUE_SHARE}, and the same at all ratios, so that they differ in their "
-                "data alone"
-            )
 
 
 def counts(plan: Plan, done: set[str]) -> dict[Stage, dict[str, int]]:

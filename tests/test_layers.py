@@ -22,6 +22,7 @@ RINGS = {
     "contents": 4,
     "search": 4,
     "report": 4,
+    "requirements": 4,
     "samples": 4,
     "export": 5,
     "checkup": 4,
@@ -53,7 +54,9 @@ ONLY_IN = {
             "trials",
         )
     },
-    "wandb": {f"tracking/{name}.py" for name in ("drawing", "mirror", "runs", "server")},
+    "wandb": {
+        f"tracking/{name}.py" for name in ("drawing", "mirror", "runs", "server", "workspace")
+    },
     "obstore": {"objects/bucket.py"},
 }
 

@@ -36,7 +36,7 @@ class HeldOutLetters(_Target):
     dataset: Literal["held_out_letters"] = "held_out_letters"
     image_size: ImageSize = 16
     """Height and width in pixels; must be the source's."""
-    shots: Count | None = 5
+    shots: Annotated[int, Field(ge=1, le=60), Whole] | None = 5
     """Train images (and as many validation images) per class, drawn anew by every seed of the
     study; null uses all there are."""
 
@@ -47,7 +47,7 @@ class HandwrittenDigits(_Target):
     dataset: Literal["handwritten_digits"] = "handwritten_digits"
     image_size: ImageSize = 16
     """Height and width in pixels; must be the source's."""
-    shots: Count | None = 2
+    shots: Annotated[int, Field(ge=1, le=29), Whole] | None = 2
     """Train images (and as many validation images) per class, drawn anew by every seed of the
     study; null uses all there are."""
 
@@ -58,7 +58,7 @@ class HeldOutTextures(_Target):
     dataset: Literal["held_out_textures"] = "held_out_textures"
     image_size: ImageSize = 16
     """Height and width in pixels; must be the source's."""
-    shots: Count | None = 5
+    shots: Annotated[int, Field(ge=1, le=60), Whole] | None = 5
     """Train images (and as many validation images) per class, drawn anew by every seed of the
     study; null uses all there are."""
 

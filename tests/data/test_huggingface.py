@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dp4tl_ray import sweep
+from dp4tl_ray import requirements, sweep
 from dp4tl_ray.data.decode import decoded
 from dp4tl_ray.data.load import fingerprint, is_absent, open_pictures
 from dp4tl_ray.data.pictures import DatasetError, Pictures
@@ -217,7 +217,7 @@ def test_without_the_package_a_study_is_refused_before_any_work(
 ) -> None:
     target = {"dataset": "huggingface", "path": "x", "image_size": 16, "channels": 1}
     study = tiny_study(pictures, targets=[target])
-    monkeypatch.setattr(sweep, "find_spec", lambda name: None)
+    monkeypatch.setattr(requirements, "find_spec", lambda name: None)
     with pytest.raises(StudyError, match=r"pip install 'dp4tl_ray\[huggingface\]'"):
         sweep.plan_study(study)
-    sweep.check_packages(tiny_study(pictures))
+    requirements.check_packages(tiny_study(pictures))

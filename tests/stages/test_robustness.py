@@ -189,7 +189,7 @@ def test_every_sign_of_masking_has_its_words() -> None:
 def test_a_study_that_wants_a_missing_ensemble_is_refused_before_any_work(
     pictures: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dp4tl_ray.sweep.find_spec", lambda name: None)
+    monkeypatch.setattr("dp4tl_ray.requirements.find_spec", lambda name: None)
     plan_study(tiny_study(pictures, robustness=["pgd"]))
     with pytest.raises(StudyError, match=r"robustness: .*pip install 'dp4tl_ray\[autoattack\]'"):
         plan_study(tiny_study(pictures, robustness=["pgd", "autoattack"]))

@@ -268,6 +268,6 @@ def test_a_network_of_a_package_that_is_not_there_is_refused_before_any_work(
     network = {"arch": "timm", "name": "resnet18.a1_in1k"}
     study = tiny_study(pictures, pretraining=[supervised(network=network)])
     assert plan_study(study).cells
-    monkeypatch.setattr("dp4tl_ray.sweep.find_spec", lambda name: None)
+    monkeypatch.setattr("dp4tl_ray.requirements.find_spec", lambda name: None)
     with pytest.raises(StudyError, match=r"pip install 'dp4tl_ray\[timm\]'"):
         plan_study(study)

@@ -1,0 +1,56 @@
+"""What datasets cannot give is refused before any work."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from dp4tl_ray.data.load import open_pictures
+from dp4tl_ray.specs.data import HandwrittenDigits, HeldOutLetters, HeldOutTextures, Target
+from dp4tl_ray.specs.load import StudyError
+from dp4tl_ray.sweep import plan_study
+from tests.conftest import folder, tiny_study
+
+
+def test_more_shots_than_a_class_has_images_are_refused_with_the_class(
+    pictures: dict[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "target"
+    shutil.copytree(pictures["target"], path)
+    _, second, _ = sorted(path.iterdir())
+    for file in sorted(second.iterdir())[10:]:  # leaves 6 to train on and 2 to validate on
+        file.unlink()
+    for shots in (1, 2):
+        assert plan_study(tiny_study(pictures, targets=[folder(str(path), shots=shots)])).cells
+    found = open_pictures(tiny_study(pictures, targets=[folder(str(path))]).targets[0], "target")
+    per_class = [(found.labels[found.rows(split)] == 1).sum() for split in ("train", "val")]
+    assert per_class == [6, 2]
+    for shots, split, most in ((3, "val", 2), (7, "train", 6)):
+        study = tiny_study(pictures, targets=[folder(str(path), shots=shots)])
+        with pytest.raises(StudyError) as refused:
+            plan_study(study)
+        expected = f"targets[0].shots: {shots} is more than class {second.name} has {split} images"
+        assert str(refused.value) == f"{expected}; at most {most}"
+
+
+def test_shots_of_a_target_that_is_not_here_are_passed_over(
+    pictures: dict[str, str], tmp_path: Path
+) -> None:
+    study = tiny_study(pictures, targets=[folder(str(tmp_path / "elsewhere"), shots=500)])
+    absent: list[str] = []
+    assert plan_study(study, absent=absent).cells
+    assert absent == [f"{tmp_path / 'elsewhere'} is not here: `dp4tl run` needs it"]
+
+
+@pytest.mark.parametrize("kind", [HeldOutLetters, HandwrittenDigits, HeldOutTextures])
+def test_the_most_shots_of_embedded_targets_are_what_the_smallest_class_has(kind: Any) -> None:
+    found = open_pictures(kind(), "target")
+    most = min(np.bincount(found.labels[found.rows(split)]).min() for split in ("train", "val"))
+    check: TypeAdapter[Any] = TypeAdapter(Target)
+    name = kind().dataset
+    assert check.validate_python({"dataset": name, "shots": int(most)}).shots == most
+    with pytest.raises(ValidationError, match="less than or equal"):
+        check.validate_python({"dataset": name, "shots": int(most) + 1})
