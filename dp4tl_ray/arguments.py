@@ -112,6 +112,12 @@ def command_line() -> argparse.ArgumentParser:
         "command that runs one cell, for agents of Weights & Biases to take cells from.",
     )  # fmt: skip
     sweep.add_argument("--local", action="store_true", help="agents run cells without Ray")
+    verbs.add_parser(
+        "wandb-workspace", parents=[study], help="save a view of a study in Weights & Biases",
+        description="Save a view of the study's runs: what decides accuracy, and losses by method. "
+        "Saved again it is brought up to date; sections that you have added stay. Needs "
+        "dp4tl_ray[workspaces], and a server that answers.",
+    )  # fmt: skip
     schema = verbs.add_parser("schema", help="print the JSON Schema of a file format")
     schema.add_argument("name", nargs="?", choices=SCHEMA_NAMES, default="study")
     schema.add_argument(

@@ -67,6 +67,8 @@ def _with_study(args: argparse.Namespace) -> int:
                 return _triage(study, store, args.local)
             case "wandb-sweep":
                 return _wandb_sweep(study, store, args)
+            case "wandb-workspace":
+                return _wandb_workspace(study, store)
             case "export":
                 return _export(study, store, args)
             case _:
@@ -244,6 +246,20 @@ def _wandb_sweep(study: "Study", store: "Store", args: argparse.Namespace) -> in
     wandb = study.tracking.wandb
     where = f"--project {wandb.project}" + (f" --entity {wandb.entity}" if wandb.entity else "")
     print(f"create it: wandb sweep {where} {path}\nthen, on each machine: wandb agent ID")
+    return 0
+
+
+def _wandb_workspace(study: "Study", store: "Store") -> int:
+    from dp4tl_ray.requirements import check_package
+
+    check_package("wandb-workspace", "wandb_workspaces", "workspaces")
+    from dp4tl_ray.tracking.workspace import WorkspaceError, save_workspace
+
+    try:
+        print(f"workspace: {save_workspace(study, store)}")
+    except WorkspaceError as error:
+        print(f"Weights & Biases: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

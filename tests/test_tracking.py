@@ -33,6 +33,8 @@ from tests.test_cli import Answer, dp4tl
 from tests.test_report import result
 
 KEY = "an-api-key-that-is-to-be-found-nowhere-at-all"
+OLD_VALIDATORS = pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")
+"""Of wandb-workspaces, as it is imported."""
 FINETUNE = {"transfer": "full_finetune", "epochs": 2, "lrs": [0.01]}
 
 
@@ -408,6 +410,67 @@ def test_an_agent_runs_single_cells(
     for axis, value in point.items():
         assert run.config[axis] == value
     assert mirrors(run, read_results(copied / "studies" / "tiny" / "results.jsonl")[0])
+
+
+# -- a saved view ----------------------------------------------------------------------------------
+
+
+@OLD_VALIDATORS
+def test_a_view_shows_what_the_runs_of_the_study_have(tracked: Tracked, copied: Path) -> None:
+    answer = dp4tl("wandb-workspace", tracked.path, "--store", copied)
+    assert answer.returncode == 0 and answer.stderr == ""
+    ((name, view),) = tracked.server.views.items()
+    address = f"{tracked.server.url}/somebody/letters?nw={name.removeprefix('nw-')[:-2]}"
+    assert answer.stdout == f"workspace: {address}\n"
+    assert (view["displayName"], view["entityName"], view["projectName"]) == (
+        "tiny", "somebody", "letters",
+    )  # fmt: skip
+    section = json.loads(view["spec"])["section"]
+    (runs,) = section["runSets"]
+    assert '"name": "group"' in json.dumps(runs["filters"])
+    assert '"value": "tiny"' in json.dumps(runs["filters"])
+    shown = json.dumps(section["panelBankConfig"]["sections"])
+    of_cells = tracked.server.in_group("tiny")
+    for axis in ("method", "pruning_ratio", "pretraining", "transfer"):
+        assert f'"config:{axis}.value"' in shown
+        assert all(axis in run.config for run in of_cells)
+    assert '"config:seed.value"' not in shown  # the study has one
+    assert '"summary:accuracy"' in shown and all("accuracy" in run.summary for run in of_cells)
+    logged = {key for run in of_cells for row in run.history for key in row}
+    for key in ("pretrain/loss", "pretrain/epoch", "finetune/loss", "finetune/report"):
+        assert f'"{key}"' in shown and key in logged
+
+
+@OLD_VALIDATORS
+def test_a_view_saved_again_keeps_what_people_added(tracked: Tracked, copied: Path) -> None:
+    tracked.server.views.clear()
+    first = dp4tl("wandb-workspace", tracked.path, "--store", copied).stdout
+    ((name, view),) = tracked.server.views.items()
+    spec = json.loads(view["spec"])
+    sections = spec["section"]["panelBankConfig"]["sections"]
+    sections.append({**sections[0], "name": "My own"})
+    sections[0]["panels"] = []
+    tracked.server.views[name]["spec"] = json.dumps(spec)
+    assert dp4tl("wandb-workspace", tracked.path, "--store", copied).stdout == first
+    assert [*tracked.server.views] == [name]
+    spec = json.loads(tracked.server.views[name]["spec"])
+    names = [s["name"] for s in spec["section"]["panelBankConfig"]["sections"]]
+    assert names == ["What decides", "Training by method", "My own"]
+    assert spec["section"]["panelBankConfig"]["sections"][0]["panels"]
+    tracked.server.views.clear()  # somebody has deleted it
+    assert dp4tl("wandb-workspace", tracked.path, "--store", copied).returncode == 0
+    assert len(tracked.server.views) == 1 and name not in tracked.server.views
+
+
+@OLD_VALIDATORS
+def test_a_view_of_a_server_that_refuses_the_key_is_an_error(
+    tracked: Tracked, copied: Path, serve: Callable[[], Server]
+) -> None:
+    server = serve()
+    server.refuses = True
+    answer = dp4tl("wandb-workspace", tracked.path, "--store", copied)
+    assert answer.returncode == 1 and answer.stdout == "" and not server.views
+    assert answer.stderr.startswith("Weights & Biases: ") and KEY not in answer.stderr
 
 
 # -- the rest --------------------------------------------------------------------------------------

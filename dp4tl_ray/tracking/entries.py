@@ -10,7 +10,9 @@ from dp4tl_ray.specs.steps import SurrogateStep
 from dp4tl_ray.specs.training import Training
 from dp4tl_ray.tracking.messages import COUNT, Curve, Entry
 
-ROLES = ("pretrain", "finetune")
+ROLES = {"pretrain": "epoch", "finetune": COUNT}
+"""What the reports of the steps of a cell are drawn over: finetuning tries many rates, whose epochs
+begin at 1 each."""
 LONGEST_TAG = 64
 
 
@@ -39,7 +41,6 @@ def cell_entry(plan: Plan, cell: Cell) -> Entry:
         "adversarial": cell.adversarial,
         "transfer": cell.transfer,
     }
-    x = {"pretrain": "epoch", "finetune": COUNT}  # finetuning tries many rates, an epoch 1 each
     return Entry(
         id=run_id(plan.study.name, cell.steps["finetune"]),
         name="-".join(parts),
@@ -55,7 +56,9 @@ def cell_entry(plan: Plan, cell: Cell) -> Entry:
             "steps": dict(cell.steps),
             "cells_of_this_pretraining": len(sharing) if "pretrain" in cell.steps else 0,
         },
-        curves={cell.steps[role]: Curve(role, x[role]) for role in ROLES if role in cell.steps},
+        curves={
+            cell.steps[role]: Curve(role, x) for role, x in ROLES.items() if role in cell.steps
+        },
     )
 
 
@@ -97,11 +100,14 @@ def accuracies(result: Result) -> dict[str, float]:
     if result.metrics.worst_group_accuracy is not None:
         named["worst_group_accuracy"] = result.metrics.worst_group_accuracy
     for check in result.metrics.robust:
-        eps = pixels_text(check.eps).replace("/", " of ")  # a slash would make a section
-        facts = check.model_dump(exclude={"accuracy", "eps"}).values()
-        attack = " ".join(str(fact) for fact in (*facts, eps) if fact is not None)
-        named[f"robust_accuracy/{attack}"] = check.accuracy
+        named[robust_name(check.attack, check.norm, check.steps, check.eps)] = check.accuracy
     return named
+
+
+def robust_name(attack: str, norm: str, steps: int | None, eps: float) -> str:
+    """Name an accuracy under attack; the attack is not to be taken for a section by its slash."""
+    facts = (attack, norm, steps, pixels_text(eps).replace("/", " of "))
+    return f"robust_accuracy/{' '.join(str(fact) for fact in facts if fact is not None)}"
 
 
 def manifest_summary(manifest: Manifest) -> dict[str, Any]:

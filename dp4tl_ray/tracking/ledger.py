@@ -24,6 +24,8 @@ class Ledger:
         """Destination and run -> how it ended."""
         self.sweeps: dict[str, str] = {}
         """Destination -> sweep."""
+        self.workspaces: dict[str, str] = {}
+        """Destination -> address of the saved view."""
         text = ""
         with contextlib.suppress(OSError, StoreError):
             text = store.read_text(self.path)
@@ -34,11 +36,13 @@ class Ledger:
     def _learn(self, line: dict[str, Any]) -> None:
         if "sweep" in line:
             self.sweeps[line["destination"]] = line["sweep"]
+        elif "workspace" in line:
+            self.workspaces[line["destination"]] = line["workspace"]
         else:
             self.runs[line["destination"], line["run"]] = line["outcome"]
 
     def note(self, **line: str) -> None:
-        """Add a line: a destination with a sweep, or with a run and its outcome."""
+        """Add a line: a destination with a sweep, a saved view, or a run and its outcome."""
         self._learn(line)
         with contextlib.suppress(OSError):  # a full disk costs a run that is written twice
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ from dp4tl_ray.tracking.messages import (
     Tracked,
 )
 from dp4tl_ray.tracking.runs import KILLED, MISTAKES, begin, in_time
-from dp4tl_ray.tracking.server import create_sweep, host, outgrown, refusal
+from dp4tl_ray.tracking.server import create_sweep, destination, outgrown, refusal
 
 MAX_OPEN = 32
 """Runs held open at a time, beside those that are being ended: each costs three threads."""
@@ -90,7 +90,7 @@ class Mirror:
         if self.mode == "online" and (why := refusal()):
             self.mode = "offline"
         if self.mode == "online":
-            self.destination = f"{host()} {self.setup.entity or ''}/{self.setup.project}"
+            self.destination = destination(self.setup.project, self.setup.entity)
         # a sweep that exists can be joined offline, too: the runs say so when they are sent
         known = self.setup.sweep_ids
         self.sweep_id = known.get(self.destination) or next(iter(known.values()), None)

@@ -16,6 +16,11 @@ def host() -> str:
     return wandb.setup().settings.base_url
 
 
+def destination(project: str, entity: str | None) -> str:
+    """Name where runs go; what was tracked at one destination is not known to another."""
+    return f"{host()} {entity or ''}/{project}"
+
+
 def refusal() -> str:
     """Say why runs cannot be sent; empty when they can."""
     try:

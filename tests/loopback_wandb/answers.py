@@ -76,6 +76,8 @@ class Answers:
         self.sweeps: dict[str, Sweep] = {}
         self.artifacts = Artifacts()
         self.files: dict[str, bytes] = {}
+        self.views: dict[str, Variables] = {}
+        """Saved views by name."""
         self.agents: dict[str, str] = {}
         self.calls: list[str] = []
         self.unknown: list[tuple[str, str]] = []
@@ -94,6 +96,8 @@ class Answers:
             "CreateAgent": self.create_agent,
             "Heartbeat": self.heartbeat,
             "SweepWithRuns": self.sweep_with_runs,
+            "UpsertView2": self.upsert_view,
+            "View": self.view,
         }
 
     def answer(self, operation: str, variables: Variables) -> Any:
@@ -213,6 +217,21 @@ class Answers:
                 }
             }
         }
+
+    # -- saved views -------------------------------------------------------------------------------
+
+    def upsert_view(self, v: Variables) -> Any:
+        new = "id" not in v
+        self.views[v["name"]] = {**v, "id": v.get("id") or identity("View", v["name"])}
+        view = {"id": self.views[v["name"]]["id"], "name": v["name"]}
+        return {"upsertView": {"view": view, "inserted": new}}
+
+    def view(self, v: Variables) -> Any:
+        found = [self.views[v["viewName"]]] if v["viewName"] in self.views else []
+        nodes = [{"node": {k: w[k] for k in ("id", "displayName", "spec")}} for w in found]
+        return {"project": {"allViews": {"edges": nodes}}}
+
+    # -- agents ------------------------------------------------------------------------------------
 
     def heartbeat(self, v: Variables) -> Any:
         sweep = self.sweeps[self.agents[v["id"]]]
