@@ -131,3 +131,14 @@ def test_a_plan_imports_what_reads_pictures_only_where_it_is_needed() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout == "True []\n"
+
+
+def test_a_training_imports_nothing_on_its_own_time() -> None:
+    code = (
+        "import sys, torch, dp4tl_ray.training.fit\n"
+        "before = {*sys.modules}\n"
+        "torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)\n"
+        "print([m for m in sys.modules if m not in before])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout == "[]\n"

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch._dynamo  # else the first optimizer loads it, on the first training's time: a second
 from torch import Tensor
 
 from dp4tl_ray.algorithms.schedules import lr_factor
