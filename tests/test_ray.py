@@ -161,16 +161,51 @@ def test_a_driver_that_ends_leaves_a_store_to_continue_from_and_no_process(
     assert weights(tmp_path / "halted") == weights(tmp_path / "straight")
 
 
-def test_tasks_on_ray_pack_what_one_process_packs(
-    study: Callable[..., Path], tmp_path: Path
+DIES_ONCE = """
+import os, signal
+from dataclasses import replace
+from pathlib import Path
+from dp4tl_ray.data.image_folder import list_image_folder
+from dp4tl_ray.specs.data import ImageFolder
+
+def dies_once(path, role):
+    pictures = list_image_folder(ImageFolder(path=path), role)
+
+    def read(i):
+        if i == 100 and not (died := Path(__file__).with_name("died")).exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return pictures.read(i)
+
+    return replace(pictures, read=read)
+"""
+
+
+@pytest.fixture
+def dies_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package whose dataset kills the process that first reads picture 100; where it says so."""
+    package = tmp_path / "package"
+    (info := package / "dies_once-1.0.dist-info").mkdir(parents=True)
+    (package / "dies_once.py").write_text(DIES_ONCE)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: dies-once\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[dp4tl_ray.datasets]\ndies_once = dies_once:dies_once\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(package))
+    return package / "died"
+
+
+def test_tasks_on_ray_pack_what_one_process_packs_though_one_dies(
+    study: Callable[..., Path], tmp_path: Path, dies_once: Path
 ) -> None:
     # large and raw: two shards each
     options: dict[str, Any] = {"image_size": 512, "channels": 3}
     data = json.loads(study().read_text())
-    path = study(source={**data["source"], **options}, targets=[{**data["targets"][0], **options}])
+    own = {"dataset": "custom", "loader": "dies_once", "path": data["source"]["path"]}
+    path = study(source={**own, **options}, targets=[{**data["targets"][0], **options}])
     code, out, err = finish(start(path, tmp_path / "ray", verb=("data", "pack")))
     assert code == 0, err
-    assert "144 pictures of 6 classes" in out
+    assert "144 pictures of 6 classes" in out and dies_once.exists()
     code, out, err = finish(start(path, tmp_path / "here", "--local", verb=("data", "pack")))
     assert code == 0, err
     packed = sorted((tmp_path / "here" / "data").rglob("images-*"))
