@@ -520,14 +520,14 @@ def test_what_cannot_be_written_is_said_and_costs_nothing(
 
 def test_accuracies_under_attack_have_names_of_their_own() -> None:
     attacks: list[dict[str, Any]] = [
-        {"norm": "linf", "eps": 4 / 255, "steps": 20, "accuracy": 0.2},
-        {"norm": "linf", "eps": 8 / 255, "steps": 20, "accuracy": 0.1},
-        {"norm": "l2", "eps": 0.5, "steps": 20, "accuracy": 0.3},
+        {"attack": "pgd", "norm": "linf", "eps": 4 / 255, "steps": 20, "accuracy": 0.2},
+        {"attack": "pgd", "norm": "linf", "eps": 8 / 255, "steps": 20, "accuracy": 0.1},
+        {"attack": "pgd", "norm": "l2", "eps": 0.5, "steps": 20, "accuracy": 0.3},
     ]
     checks = [RobustAccuracy.model_construct(**attack) for attack in attacks]
     metrics = Metrics.model_construct(accuracy=0.9, mean_class_accuracy=0.8, robust=tuple(checks))
     named = accuracies(result(0.9).model_copy(update={"metrics": metrics}))
-    assert len(named) == 5 and named["robust_accuracy/linf 20 8 of 255"] == 0.1
+    assert len(named) == 5 and named["robust_accuracy/pgd linf 20 8 of 255"] == 0.1
 
 
 def test_defaults_track_nothing() -> None:
