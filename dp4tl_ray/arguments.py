@@ -167,9 +167,11 @@ def _add_data_verbs(data: argparse.ArgumentParser, study: argparse.ArgumentParse
     check = verbs.add_parser(
         "check", parents=[study], help="find what is unreadable, doubled or in source and test",
         description="Decode every picture; count classes and splits; list what cannot be read, is "
-        "there more than once, or is odd, and the pictures of the source that look like test "
-        "pictures of a target. Writes data_check.md, and lists of ids that `exclude` of a dataset "
-        "takes, to the study's folder. Exit code 1: something cannot be read.",
+        "odd, or is there more than once: pixel by pixel, or rescaled, compressed or mirrored; and "
+        "the pictures of the source that look like test pictures of a target. Of copies across "
+        "splits, those outside test are listed; whether what looks alike is a copy is for you to "
+        "judge. Writes data_check.md, and lists of ids that `exclude` of a dataset takes, to the "
+        "study's folder. Exit code 1: something cannot be read.",
     )  # fmt: skip
     check.add_argument("--against", metavar="TARGET", help="check the source and this target only")
     verbs.add_parser(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import Progress
 
-from dp4tl_ray.algorithms.near_duplicates import near_duplicates
+from dp4tl_ray.algorithms.near_duplicates import first_alike
 from dp4tl_ray.atomic import write_atomically
 from dp4tl_ray.data.check import Inspection, inspect
 from dp4tl_ray.data.images import SPLITS, Role
@@ -132,18 +132,60 @@ def _findings(checked: _Checked, name: str, folder: Path) -> Iterator[str]:
     reasons = [f"{pictures.place(row)} {reason}" for row, reason in found.unreadable.items()]
     path = folder / f"unreadable-{name}.txt"
     _write_list(path, checked.ids(found.unreadable))
-    yield from _shown("cannot be read", reasons, path)
-    same = found.same()
-    path = folder / f"doubled-{name}.txt"
-    _write_list(path, checked.ids(row for rows in same for row in rows[1:]))
-    equal = [" = ".join(checked.ids(rows)) for rows in same]
-    yield from _shown("have copies (the list has all but the first of each)", equal, path)
-    for what, of in (("classes", pictures.labels), ("splits", pictures.splits)):
-        if torn := [rows for rows in same if len({*of[rows].tolist()}) > 1]:
-            example = " = ".join(checked.ids(torn[0][:2]))
-            yield f"- **{len(torn)} of these are in several {what}**, such as {example}"
+    yield from _shown("cannot be read", reasons, path.name)
+    same, alike = found.same(), found.alike()
+    listed = _leave_out(checked, same, folder / f"doubled-{name}.txt", "of each")
+    yield from _copies(checked, "have copies", " = ", same, listed)
+    # whoever leaves out what looks like a test picture wants its exact copies left out, too
+    every, path = same + alike if alike else [], folder / f"alike-{name}.txt"
+    listed = _leave_out(checked, every, path, "of each and of the copies above")
+    yield from _copies(checked, "have near-duplicates, mirrored or not", " ≈ ", alike, listed)
+    if faint := sum(found.is_faint(rows[0]) for rows in alike):
+        yield f"- {faint} of these are nearly of one colour, and may show different things"
     yield from _sizes(found.sizes_N2[found.readable], checked.dataset.image_size)
     yield ""
+
+
+def _leave_out(checked: _Checked, groups: list[list[int]], path: Path, of: str) -> str:
+    """List all but the first of each group, but none of test, which others have evaluated on."""
+    test = {*checked.found.pictures.rows("test").tolist()}
+    others = [row for rows in groups for row in rows[1:] if row not in test]
+    _write_list(path, checked.ids(others))
+    if not others:
+        return "all in test"
+    return f"{path.name}: all but the first {of}" + (", none of test" if test else "")
+
+
+def _copies(
+    checked: _Checked, what: str, sign: str, groups: list[list[int]], listed: str
+) -> Iterator[str]:
+    """Word which pictures are there more than once.
+
+    The groups that tear splits apart are named first, and then those that tear classes apart.
+    """
+    pictures = checked.found.pictures
+    splits_and_classes: dict[str, npt.NDArray[np.integer]] = {
+        "splits": pictures.splits,
+        "classes": pictures.labels,
+    }
+
+    def torn(rows: list[int]) -> list[bool]:
+        return [bool((of[rows] != of[rows[0]]).any()) for of in splits_and_classes.values()]
+
+    groups = sorted(groups, key=torn, reverse=True)
+    yield from _shown(what, [_joined(checked.ids(rows), sign) for rows in groups], listed)
+    for n, (parts, of) in enumerate(splits_and_classes.items()):
+        if apart := [rows for rows in groups if torn(rows)[n]]:
+            first = apart[0][0]
+            other = next(row for row in apart[0] if of[row] != of[first])
+            example = sign.join(checked.ids([first, other]))
+            yield f"- **{len(apart)} of these are in several {parts}**, such as {example}"
+
+
+def _joined(ids: list[str], sign: str) -> str:
+    """Name the first of a group."""
+    more = f" … and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
+    return sign.join(ids[:SHOWN]) + more
 
 
 def _spread(each: npt.NDArray[np.int64], class_names: Sequence[str]) -> str:
@@ -167,12 +209,12 @@ def _sizes(sizes_N2: npt.NDArray[np.int64], image_size: int) -> Iterator[str]:
         yield f"- more than {LONG:g} times as long as wide, or the reverse: {odd:,}"
 
 
-def _shown(what: str, lines: list[str], path: Path) -> Iterator[str]:
+def _shown(what: str, lines: list[str], listed: str) -> Iterator[str]:
     """Name the first of a list."""
     if not lines:
-        yield f"- none {what.partition(' (')[0]}"
+        yield f"- none {what}"
         return
-    yield f"- **{len(lines)} {what}** ({path.name}):"
+    yield f"- **{len(lines)} {what}** ({listed}):"
     yield from (f"    - {line}" for line in lines[:SHOWN])
     if len(lines) > SHOWN:
         yield f"    - … and {len(lines) - SHOWN} more"
@@ -183,15 +225,14 @@ def _shared(source: _Checked, target: _Checked) -> tuple[list[str], set[int]]:
     ours, theirs = source.found, target.found
     rows, test = np.flatnonzero(ours.readable), theirs.pictures.rows("test")
     test = test[theirs.readable[test]]
-    pairs = near_duplicates(
-        ours.hash_N[rows], ours.small_NSS[rows], theirs.hash_N[test], theirs.small_NSS[test]
-    )
-    name, found = label(target.dataset), {int(rows[i]) for i, _ in pairs}
-    tested = len({int(j) for _, j in pairs})
-    count = f"{tested} of {len(test):,}"
-    text = [f"- test pictures of {name} that look like one of the source: {count}"]
+    first_n, first_m = first_alike(ours.looks.take(rows), theirs.looks.take(test))
+    tested = np.flatnonzero(first_m >= 0)
+    seen, count = rows[first_m[tested]], f"{len(tested)} of {len(test):,}"
+    text = [f"- test pictures of {label(target.dataset)} that look like one of the source: {count}"]
     text += [
-        f"    - {source.ids([int(rows[i])])[0]} ≈ {target.ids([int(test[j])])[0]}"
-        for i, j in pairs[:SHOWN]
+        f"    - {one} ≈ {other}"
+        for one, other in zip(
+            source.ids(seen[:SHOWN]), target.ids(test[tested[:SHOWN]]), strict=True
+        )
     ]
-    return [*text, ""], found
+    return [*text, ""], {*rows[first_n >= 0].tolist()}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dp4tl_ray import store as store_module
 from dp4tl_ray.cli import main
@@ -93,7 +93,7 @@ def test_check_finds_what_is_wrong(
         "**1 of these are in several classes**",
         "smaller than image_size 32, and enlarged: 1",
         "more than 3 times as long as wide, or the reverse: 1",
-        "**1 of these are in several splits**, such as train/c0/1.jpg = test/c0/seen.jpg",
+        "**1 of these are in several splits**, such as test/c0/seen.jpg = train/c0/1.jpg",
         "that look like one of the source: 1 of 13",
         "c2/copy.jpg ≈ test/c1/2.jpg",
     ):
@@ -135,6 +135,63 @@ def test_every_list_can_be_excluded(
         source = study_of(photos, exclude=str(lists / f"{name}-source.txt"))["source"]
         pictures = open_pictures(ImageFolder.model_validate(source), "source")
         assert len(pictures) == left
+
+
+def test_copies_within_a_target_are_found_mirrored_rescaled_and_compressed(
+    photos: Pictures, dp4tl: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = Path(photos["target"])
+
+    def copy(origin: str, name: str, scale: float, quality: int, mirror: bool = False) -> None:
+        with Image.open(target / origin) as picture:
+            size = round(picture.width * scale), round(picture.height * scale)
+            made = ImageOps.mirror(picture) if mirror else picture
+            made.resize(size).save(target / name, quality=quality)
+
+    for name in ("c0", "c1"):
+        (target / "val" / name).mkdir(parents=True)
+        (target / "train" / name / "9.jpg").rename(target / "val" / name / "9.jpg")
+    copy("test/c0/2.jpg", "train/c0/mirrored.jpg", 1.0, 90, mirror=True)
+    copy("train/c0/4.jpg", "train/c1/rescaled.jpg", 0.7, 80)
+    copy("train/c1/5.jpg", "train/c1/compressed.jpg", 1.0, 50)
+    copy("test/c1/3.jpg", "test/c1/tested.jpg", 1.2, 90)
+    copy("test/c1/4.jpg", "../source/c0/mirrored.jpg", 0.8, 90, mirror=True)
+    dp4tl("data", "check", **study_of(photos))
+    _, report = capsys.readouterr().out.split("## target")
+    for finding in (
+        "**1 have copies** (doubled-target-0.txt: all but the first of each, none of test)",
+        "**4 have near-duplicates, mirrored or not** (alike-target-0.txt: all but the first of "
+        "each and of the copies above, none of test)",
+        "    - test/c0/2.jpg ≈ train/c0/mirrored.jpg\n",
+        "**1 of these are in several splits**, such as test/c0/2.jpg ≈ train/c0/mirrored.jpg",
+        "    - test/c1/3.jpg ≈ test/c1/tested.jpg\n",
+        "**1 of these are in several classes**, such as train/c0/4.jpg ≈ train/c1/rescaled.jpg",
+        "    - c0/mirrored.jpg ≈ test/c1/4.jpg\n",
+    ):
+        assert finding in report, finding
+    assert "nearly of one colour" not in report
+    lists = tmp_path / "store" / "studies" / "tiny"
+    listed = {*(lists / "alike-target-0.txt").read_text().split()}
+    assert (lists / "doubled-target-0.txt").read_text() == "train/c0/1.jpg\n"
+    made = {f"train/{name}.jpg" for name in ("c0/mirrored", "c1/compressed", "c1/rescaled")}
+    assert listed == made | {"train/c0/1.jpg"}
+    exclude = study_of(photos)["targets"][0] | {"exclude": str(lists / "alike-target-0.txt")}
+    assert len(open_pictures(ImageFolder.model_validate(exclude), "target")) == 37 - 4
+    assert not (lists / "alike-source.txt").exists()
+
+
+def test_skies_are_said_to_look_alike_without_being_copies(
+    photos: Pictures, dp4tl: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(photos["target"], "test", "c0", "seen.jpg").unlink()
+    for n in range(12):
+        sky = Image.new("RGB", (60, 40 + n), (90, 150, 240))
+        sky.save(Path(photos["target"], "test", "c0", f"sky{n}.jpg"))
+    dp4tl("data", "check", **study_of(photos))
+    report = capsys.readouterr().out
+    assert "**1 have near-duplicates, mirrored or not** (all in test):" in report
+    assert ".jpg … and 2 more\n" in report
+    assert "- 1 of these are nearly of one colour, and may show different things" in report
 
 
 def test_a_dataset_that_is_missing_is_named_before_any_work(
