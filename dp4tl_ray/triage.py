@@ -9,7 +9,7 @@ of the mean place of their examples with that method's, worth what its regressio
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -137,6 +137,8 @@ class _Context:
     embedded: Embedded
     best: Mapping[str, Floats]
     """Target -> places of the classes by the counterfactual method."""
+    nearest: dict[tuple[str, str], float] = field(default_factory=dict)
+    """Digests of two embeddings -> mean distance to the nearest of all, alike for all methods."""
 
 
 def _embedded(plan: Plan) -> Embedded:
@@ -161,13 +163,13 @@ def _radius(kept: Ints, cell: Cell, context: _Context) -> float | None:
     both = [surrogate for surrogate in sources if surrogate in targets]
     if not both:
         return None
-    source, target = (
-        embedding(context.store.find(context.plan.steps[of[both[0]]])) for of in (sources, targets)
-    )
+    keys = sources[both[0]], targets[both[0]]
+    source, target = (embedding(context.store.find(context.plan.steps[key])) for key in keys)
     assert source is not None and target is not None
     features, goal = np.asarray(source.features), np.asarray(target.features)
-    nearest = coverage_radius(goal, features).mean()
-    return float(coverage_radius(goal, features[kept]).mean() / max(float(nearest), 1e-12))
+    if keys not in context.nearest:
+        context.nearest[keys] = float(coverage_radius(goal, features).mean())
+    return float(coverage_radius(goal, features[kept]).mean() / max(context.nearest[keys], 1e-12))
 
 
 def _splits(method: AnyMethod) -> bool:

@@ -6,6 +6,7 @@ the first time that a process reads it.
 """
 
 import mmap
+import resource
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,15 @@ from dp4tl_ray.data.decode import decode_jpeg, resized, square
 from dp4tl_ray.data.images import Pixels, Rows
 from dp4tl_ray.data.pack import NPY_HEADER_BYTES
 from dp4tl_ray.data.pictures import DatasetError
+
+
+def _allow_files(number: int) -> None:
+    """Let this process open many more files, if it may: raw pictures of a million are 3,000."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and number > soft // 4:
+        wanted = soft + number
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class Shards:
@@ -42,6 +52,7 @@ class Shards:
         self.names, self.locate, self.addresses_N = names, locate, addresses_N
         self.repair = repair
         self.unread = np.ones(len(addresses_N), np.bool_)
+        _allow_files(len(names))
         self._maps: dict[int, mmap.mmap] = {}
 
     def __len__(self) -> int:

@@ -98,9 +98,15 @@ def free_memory() -> float:
         lines = Path("/proc/meminfo").read_text().splitlines()
         available = next(line for line in lines if line.startswith("MemAvailable:"))
         free = int(available.split()[1]) * 1024
-    with contextlib.suppress(OSError, ValueError):
-        limit, used = (
-            int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current")
-        )
-        free = min(free, limit - used)
-    return free
+    return min(free, free_in(Path("/sys/fs/cgroup")))
+
+
+def free_in(group: Path) -> float:
+    """Return the bytes that a control group (version 2) could still give; infinite without one."""
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        # the page cache counts as used, and is given up when it is needed
+        facts = (group / "memory.stat").read_text().splitlines()
+        cache = next(line for line in facts if line.startswith("inactive_file "))
+        return limit - used + int(cache.split()[1])
+    return math.inf

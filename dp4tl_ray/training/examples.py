@@ -35,21 +35,23 @@ def num_steps(budget: Budget, num_examples: int, batch_size: int) -> int:
     return seen // batch_size
 
 
-def batches(num_examples: int, batch_size: int, seed: int, start: int) -> Iterator[list[int]]:
+def batches(
+    num_examples: int, batch_size: int, seed: int, start: int
+) -> Iterator[npt.NDArray[np.int64]]:
     """Yield positions in [0, num_examples), batch after batch, from step `start` on, for ever.
 
     The stream is the concatenation of one permutation per epoch, each a function of (seed, epoch)
     alone; a batch may cross the border of an epoch, so that nothing is dropped.
     """
     epoch, skip = divmod(start * batch_size, num_examples)
-    pending: list[int] = []
+    pending = np.empty(0, np.int64)
     while True:
         rng = np.random.default_rng(seed_for(seed, "order", epoch))
-        pending += rng.permutation(num_examples)[skip:].tolist()
+        pending = np.concatenate([pending, rng.permutation(num_examples)[skip:]])
         epoch, skip = epoch + 1, 0
-        while len(pending) >= batch_size:
-            yield pending[:batch_size]
-            pending = pending[batch_size:]
+        whole = len(pending) // batch_size * batch_size
+        yield from pending[:whole].reshape(-1, batch_size)
+        pending = pending[whole:]
 
 
 def to_pixels(images_NHWC: npt.NDArray[np.uint8], device: torch.device) -> Tensor:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch._dynamo  # else the first optimizer loads it, on the first training's time: a second
 from torch import Tensor
@@ -191,7 +190,7 @@ class _Run:
         stream = batches(len(self.examples), size, self.seed, self.step // replays)
         starts = range(self.step, self.total, replays)
         for start, positions in zip(starts, stream, strict=False):
-            batch = self.objective.gather(start, np.array(positions))
+            batch = self.objective.gather(start, positions)
             yield from itertools.repeat(batch, min(replays, self.total - start))
 
     def train_step(self, batch: Any) -> None:

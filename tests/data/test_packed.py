@@ -463,3 +463,14 @@ def test_an_interrupted_check_waits_for_no_more_than_is_under_way(
     with pytest.raises(KeyboardInterrupt):
         inspect(replace(pictures, read=counted), 3, threads=1, report=interrupted)
     assert len(read) <= 3  # of 21
+
+
+def test_a_store_of_many_shards_may_open_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = [(1024, 1_048_576)]
+    monkeypatch.setattr("dp4tl_ray.data.packed.resource.getrlimit", lambda kind: limits[-1])
+    monkeypatch.setattr(
+        "dp4tl_ray.data.packed.resource.setrlimit", lambda kind, new: limits.append(new)
+    )
+    for number, soft in ((200, 1024), (2880, 3904), (900, 3904), (2**21, 1_048_576)):
+        Shards([f"{n}.npy" for n in range(number)], Path, np.zeros(1, ADDRESS))
+        assert limits[-1] == (soft, 1_048_576)

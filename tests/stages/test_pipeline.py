@@ -1,6 +1,7 @@
 """The pipeline on a tiny world, run by the local runner."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from dp4tl_ray.plan import Plan
 from dp4tl_ray.results import read_results
 from dp4tl_ray.specs.steps import DataStep
 from dp4tl_ray.stages import data as data_stage
+from dp4tl_ray.stages.bench import free_in
 from dp4tl_ray.store import Artifact, Store, open_store
 from dp4tl_ray.sweep import Outcome, plan_study, run_study
 from tests.conftest import folder, recipe, supervised, tiny_study
@@ -251,16 +253,6 @@ def test_the_draw_of_a_seed(pictures: Pictures) -> None:
         draw_target(labels, splits, 6, seed=0)
 
 
-def test_too_many_shots_fail_by_name(pictures: Pictures, tmp_path: Path) -> None:
-    _, _, outcome = run(
-        pictures,
-        tmp_path,
-        targets=[folder(pictures["target"], shots=50)],
-        methods=["random_classes"],
-    )
-    assert outcome.results and all("shots = 50" in r.error for r in outcome.results)
-
-
 def test_image_folder_layouts(pictures: Pictures, tmp_path: Path) -> None:
     import shutil
 
@@ -312,3 +304,16 @@ def test_what_stands_for_two_workers_leaves_a_transfer_to_one(
     assert not outcomes[0].errors and not outcomes[1].errors
     one, two = (outcome.results[0].metrics for outcome in outcomes)
     assert one is not None and two is not None and abs(one.accuracy - two.accuracy) < 0.1
+
+
+def test_what_a_container_has_cached_is_free(tmp_path: Path) -> None:
+    assert free_in(tmp_path) == math.inf
+    for name, text in (
+        ("max", "1000\n"),
+        ("current", "990\n"),
+        ("stat", "anon 40\ninactive_file 900\nactive_file 50\n"),
+    ):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert free_in(tmp_path) == 910
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_in(tmp_path) == math.inf

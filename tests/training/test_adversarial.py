@@ -65,7 +65,7 @@ def first_gradient(spec: Recipe, worker: Worker | None = None) -> tuple[Tensor, 
     one = objective(spec, worker)
     parallel = Parallel(one.module, one.worker)
     parallel.model.train()
-    positions = np.array(next(batches(60, spec.batch_size, 0, 0)))
+    positions = next(batches(60, spec.batch_size, 0, 0))
     loss = one.backward(parallel, one.gather(0, positions), 0)
     return loss, gradient_of(one.model), one.model
 
@@ -76,7 +76,7 @@ def gradient_of(model: nn.Module) -> Tensor:
 
 def first_batch(spec: Recipe) -> tuple[Tensor, Tensor]:
     data = examples()
-    positions = np.array(next(batches(60, spec.batch_size, 0, 0)))
+    positions = next(batches(60, spec.batch_size, 0, 0))
     pixels = to_pixels(data.images[data.rows[positions]], torch.device("cpu"))
     assert data.labels is not None
     return pixels, torch.from_numpy(data.labels[positions])
@@ -185,7 +185,7 @@ def test_free_replays_a_batch_and_moves_both_by_one_gradient() -> None:
     one = objective(spec)
     parallel = Parallel(one.module, one.worker)
     parallel.model.train()
-    batch = one.gather(0, np.array(next(batches(60, 8, 0, 0))))
+    batch = one.gather(0, next(batches(60, 8, 0, 0)))
     pixels, labels = first_batch(spec)
     expected = (pixels + drawn(pixels.shape, 4, EPS)).clip(0, 1)
     by_hand_model = copy.deepcopy(one.model)
@@ -350,7 +350,7 @@ def test_an_attack_asks_for_no_gradient_of_weights() -> None:
     one = objective(adversarial("pgd"))
     parallel = Parallel(one.module, one.worker)
     parallel.model.train()
-    batch = one.gather(0, np.array(next(batches(60, 8, 0, 0))))
+    batch = one.gather(0, next(batches(60, 8, 0, 0)))
     [[pass_]] = one.passes
     one._attacked(parallel, one.show(batch, pass_), pass_, 0)
     assert all(p.grad is None for p in one.model.parameters())

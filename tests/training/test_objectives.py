@@ -83,7 +83,7 @@ def network(seed: int = 0, group_size: int = 4, vit: bool = False) -> Classifier
 
 
 def first_batch(spec: AnySelfSupervised) -> np.ndarray[Any, np.dtype[np.int64]]:
-    return np.array(next(batches(60, spec.batch_size, 0, 0)))
+    return next(batches(60, spec.batch_size, 0, 0))
 
 
 def gradients(spec: AnySelfSupervised, worker: Worker, vit: bool = False) -> tuple[Tensor, Tensor]:
@@ -260,7 +260,7 @@ def test_every_example_meets_other_views_in_every_epoch_and_the_same_in_a_rerun(
     objective = TwoViewObjective(network(), examples(), spec, 0, Worker(), total=30)
 
     def view(step: int) -> Tensor:
-        positions = np.array(next(islice(batches(60, 8, 0, step), 1)))
+        positions = next(islice(batches(60, 8, 0, step), 1))
         [share] = objective.gather(step, positions).shares
         first, second = objective._two_views(share.queries)
         assert not torch.equal(first, second)
