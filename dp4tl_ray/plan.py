@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import product
 from typing import Any, Literal, Protocol
 
-from dp4tl_ray.specs.adversarial import AnyAdversarial, Standard, relative_cost
+from dp4tl_ray.specs.adversarial import AnyAdversarial, AnyRobustness, Standard, relative_cost
 from dp4tl_ray.specs.base import digest, label
 from dp4tl_ray.specs.data import PATHS, SCHEME, Custom, Dataset, OnDisk, located
 from dp4tl_ray.specs.example_methods import Clustering
@@ -393,7 +393,7 @@ class _Planner:
             steps = {"source": source, "target": self.data(target, "target")}
             self.subset(steps, HALF_OF_THE_CLASSES, 0.5, target, seed)
             self.pretrain(steps, recipe, recipe.network, seed)
-            self.finetune(steps, whole, method.transfer, seed)
+            self.finetune(steps, whole, method.transfer, (), seed)
             inputs |= {f"subset_{seed}": steps["prune"], f"transfer_{seed}": steps["finetune"]}
         return inputs
 
@@ -432,6 +432,7 @@ class _Planner:
         steps: dict[str, str],
         cell_target: Dataset,
         transfer: AnyTransfer,
+        robustness: tuple[AnyRobustness, ...],
         seed: int,
     ) -> None:
         shots = getattr(cell_target, "shots", None)
@@ -439,13 +440,12 @@ class _Planner:
         if "pretrain" in steps:
             inputs["pretrain"] = steps["pretrain"]
         steps["finetune"] = self.add(
-            lambda: FinetuneStep(
-                shots=shots, transfer=transfer, robustness=self.study.robustness, seed=seed
-            ),
+            lambda: FinetuneStep(shots=shots, transfer=transfer, robustness=robustness, seed=seed),
             f"{cell_target.dataset}-{transfer.transfer}-s{seed}",
             "finetune",
             shots,
             id(transfer),
+            robustness,
             seed,
             **inputs,
         )
@@ -529,7 +529,7 @@ def make_plan(study: Study, fingerprint: Fingerprint = no_fingerprint) -> Plan:
             planner.subset(steps, method, ratio, target, seed)
         if network is not None and not isinstance(pretraining, RawPixels):
             planner.pretrain(steps, variant.attacked or pretraining, network, seed)
-        planner.finetune(steps, target, transfer, seed)
+        planner.finetune(steps, target, transfer, study.robustness, seed)
         rests_on = frozenset[str]().union(*map(plan.closure, steps.values()))
         plan.naive.update(plan.steps[key].stage for key in rests_on)
         identity = tuple(steps.values())

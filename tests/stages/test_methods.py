@@ -12,6 +12,7 @@ import pytest
 from dp4tl_ray.data.images import LabeledImages
 from dp4tl_ray.plan import Cell, Plan, PlannedStep
 from dp4tl_ray.scoring.elsewhere import ScorerError
+from dp4tl_ray.specs.adversarial import PGDRobustness
 from dp4tl_ray.specs.base import label
 from dp4tl_ray.specs.steps import ScoreStep
 from dp4tl_ray.store import Store, open_store
@@ -137,6 +138,12 @@ def test_counterfactual_pretrains_on_random_halves_and_counts_their_cost(
     study = tiny_study(pictures, methods=[method], pretraining=[supervised()])
     plan, store = plan_study(study), open_store(str(tmp_path))
     assert plan.unique()["pretrain"] == 10 + 2  # the halves; the whole source and the choice
+    attacked = plan_study(study.model_copy(update={"robustness": (PGDRobustness(),)}))
+    new = [attacked.steps[key].stage for key in attacked.steps.keys() - plan.steps.keys()]
+    assert new == [
+        "finetune",
+        "finetune",
+    ]  # of the two cells, which alone are looked at under attack
     outcome = run_study(study, plan, store, local=True)
     assert not outcome.errors
     pruned = next(r for r in outcome.results if r.pruning_ratio == 0.5)
@@ -311,7 +318,8 @@ def test_features_that_are_not_finite_are_named(
 
 def test_triage_compares_what_is_kept(pictures: Pictures, tmp_path: Path) -> None:
     study = tiny_study(pictures, methods=["retrieval", "random_classes"], seeds=[0, 1])
-    table, errors, path = triage_study(study, open_store(str(tmp_path)), local=True)
+    store = open_store(str(tmp_path))
+    table, errors, path = triage_study(study, plan_study(study), store, local=True)
     assert not errors and path.read_text() == table
     rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| ")]
     head, mapped, random = ([cell.strip() for cell in row] for row in rows)
