@@ -33,10 +33,10 @@ def write_samples(study: Study, folder: Path) -> Path:
         axes.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         size = sheet.shape[1] // len(names)
         axes.set_xticks([size * (i + 0.5) - 0.5 for i in range(len(names))], names, rotation=60,
-                        ha="right", fontsize=7)  # fmt: skip
+                        ha="right", fontsize=7, parse_math=False)  # fmt: skip
         axes.set_yticks([])
         counts = f"{len(pictures):,} images, {len(pictures.class_names)} classes"
-        axes.set_title(f"{role}: {label(dataset)}: {counts}", fontsize=10)
+        axes.set_title(f"{role}: {label(dataset)}: {counts}", fontsize=10, parse_math=False)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "samples.png"
     write_atomically(path, partial(figure.savefig, format="png", dpi=150))
@@ -52,7 +52,9 @@ def _sheet(pictures: Pictures, size: int, channels: int) -> tuple[npt.NDArray[np
     for k in classes:
         column = np.full((PER_CLASS, size, size, channels), 255, np.uint8)
         for n, row in enumerate(train[pictures.labels[train] == k][:PER_CLASS]):
-            with contextlib.suppress(DecodeError):  # a white square; `check` names it
+            with contextlib.suppress(DecodeError, OSError):  # a white square; `check` names it
                 column[n] = square(decoded(pictures.read(int(row)), channels), size)
         columns.append(np.concatenate(list(column)))
-    return np.concatenate(columns, axis=1), [pictures.class_names[k] for k in classes]
+    return np.concatenate(columns, axis=1), [
+        pictures.class_names[k].replace("$", r"\$") for k in classes
+    ]

@@ -63,7 +63,8 @@ def numbered(path: str) -> Iterator[str]:
 
 def _matches(path: str, suffix: str) -> Iterator[Path]:
     if Path(path).is_dir():
-        yield from Path(path).rglob(f"*{suffix}")
+        # Spark writes folders that are named like files
+        yield from (file for file in Path(path).rglob(f"*{suffix}") if file.is_file())
         return
     for one in numbered(path):
         found = glob.glob(one, recursive=True)

@@ -14,7 +14,13 @@ from dp4tl_ray.data.image_folder import list_image_folder
 from dp4tl_ray.data.imagenet import list_imagenet
 from dp4tl_ray.data.images import SPLITS, LabeledImages, Role
 from dp4tl_ray.data.parquet import list_parquet
-from dp4tl_ray.data.pictures import DatasetError, Pictures, with_all_splits, without
+from dp4tl_ray.data.pictures import (
+    UNWRITABLE,
+    DatasetError,
+    Pictures,
+    with_all_splits,
+    without,
+)
 from dp4tl_ray.data.pictures import fingerprint as fingerprint_of
 from dp4tl_ray.data.torchvision_sets import folder_of, list_torchvision
 from dp4tl_ray.data.waterbirds import list_waterbirds
@@ -58,6 +64,11 @@ def open_pictures(spec: Dataset, role: Role) -> Pictures:
     pictures = _listed(spec, role)
     if not len(pictures.rows("train")):
         raise DatasetError(f"{spec.dataset}: {spec.path} has no train pictures")
+    if odd := [*filter(UNWRITABLE.search, (*pictures.class_names, *pictures.ids))]:
+        raise DatasetError(
+            f"{spec.dataset}: {odd[0]!r} in {spec.path} has a line break, or is not in UTF-8; "
+            "rename it"
+        )
     if len(set(pictures.ids)) != len(pictures):
         raise DatasetError(f"{spec.dataset}: two pictures of {spec.path} have the same id")
     if role == "source":

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dp4tl_ray.data.images import SPLITS, Pixels, Split
+
+UNWRITABLE = re.compile("[\n\ud800-\udfff]")
+"""What no list of ids holds: line breaks, and bytes that are no UTF-8, as Python reads them."""
 
 
 class DatasetError(Exception):
@@ -117,6 +121,16 @@ def fingerprint(pictures: Pictures) -> str:
     return content.hexdigest()
 
 
+def read_ids(path: Path) -> list[str]:
+    """Read ids, one per line; names of files may hold any other space.
+
+    Raises:
+        OSError, UnicodeDecodeError: It cannot be read.
+    """
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    return [id for line in lines if (id := line.removesuffix("\r"))]
+
+
 def without(pictures: Pictures, excluded: Path) -> Pictures:
     """Leave out the pictures whose ids a file lists, one per line.
 
@@ -124,10 +138,9 @@ def without(pictures: Pictures, excluded: Path) -> Pictures:
         DatasetError: There is no such file, or an id in it is none of the dataset's.
     """
     try:
-        unwanted = {line.strip() for line in excluded.read_text(encoding="utf-8").splitlines()}
+        unwanted = {*read_ids(excluded)}
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"exclude {excluded}: cannot be read: {error}") from error
-    unwanted.discard("")
     if unknown := sorted(unwanted.difference(pictures.ids)):
         raise DatasetError(
             f"exclude {excluded}: {len(unknown)} of its {len(unwanted)} ids are none of the "

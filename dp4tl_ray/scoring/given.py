@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from dp4tl_ray.data.load import is_absent
+from dp4tl_ray.data.load import count_source, is_absent
+from dp4tl_ray.data.pictures import read_ids
 from dp4tl_ray.scoring.elsewhere import Floats, ScorerError
 from dp4tl_ray.specs.data import OnDisk, located
 from dp4tl_ray.specs.example_methods import Given
@@ -57,7 +58,7 @@ def read_list(path: str) -> Listed:
         ScorerError: Not such a file.
     """
     readers: dict[str, Callable[[Path], Listed]] = {
-        ".txt": _read_txt,
+        ".txt": read_ids,
         ".csv": _read_csv,
         ".npy": _read_npy,
         ".json": _read_json,
@@ -79,11 +80,6 @@ def read_list(path: str) -> Listed:
     if not len(listed):
         raise ScorerError(f"given {path}: lists no example")
     return listed
-
-
-def _read_txt(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
-    return [name for line in lines if (name := line.removesuffix("\r"))]
 
 
 def _read_csv(path: Path) -> Listed:
@@ -225,8 +221,6 @@ def check_lists(study: Study, absent: list[str] | None = None) -> None:
     lists = [(n, method) for n, method in enumerate(study.methods) if isinstance(method, Given)]
     if not lists:
         return
-    from dp4tl_ray.data.load import count_source  # renders: not for every plan
-
     source = located(study.source, study.data_root)
     if absent is not None and isinstance(source, OnDisk) and is_absent(source):
         return

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dp4tl_ray.data.pictures import read_ids
 from dp4tl_ray.scoring.given import Listing
 from dp4tl_ray.specs.data import OnDisk
 from dp4tl_ray.specs.steps import DataStep
@@ -33,7 +34,6 @@ def excluded_ids(data: Artifact) -> list[str] | None:
     if not isinstance(spec.dataset, OnDisk) or spec.dataset.exclude is None:
         return []
     try:
-        lines = Path(spec.dataset.exclude).read_text(encoding="utf-8").splitlines()
+        return sorted({*read_ids(Path(spec.dataset.exclude))})
     except OSError:
         return None
-    return sorted({line.strip() for line in lines} - {""})

@@ -227,7 +227,7 @@ def test_what_is_rendered_is_written_by_the_same_hand(tmp_path: Path) -> None:
 
 def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path: Path) -> None:
     path = tmp_path / "0.png"
-    Image.new("L", (64, 64), 100).save(path)
+    Image.new("L", (128, 128), 100).save(path)
 
     def peak(count: int) -> int:
         folder = tmp_path / f"of{count}"
@@ -235,12 +235,12 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path: Path) -> Non
         for index in range(count):
             os.link(path, folder / "a" / f"{index}.png")
         tracemalloc.start()
-        pack(spec(folder, image_size=64), "source", tmp_path / f"s{count}")
+        pack(spec(folder, image_size=128), "source", tmp_path / f"s{count}")
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return most
 
-    part = packing.AT_A_TIME * 64 * 64
+    part = packing.AT_A_TIME * 128 * 128
     few, many = peak(4 * packing.AT_A_TIME), peak(12 * packing.AT_A_TIME)
     assert many - few < part  # eight parts more were read
 
@@ -277,3 +277,27 @@ def test_pictures_come_in_the_order_of_their_paths(photos: Path) -> None:
     ids = load_images(spec(photos), "target").ids
     paths = sorted((photos / "train").rglob("*.png")) + sorted((photos / "test").rglob("*.png"))
     assert list(ids) == [path.relative_to(photos).as_posix() for path in paths]
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.png", b"two\nlines.png"])
+def test_a_name_that_no_list_can_hold_is_refused(
+    pictures: dict[str, str], tmp_path: Path, name: bytes
+) -> None:
+    folder = tmp_path / "source"
+    shutil.copytree(pictures["source"], folder)
+    a_class = sorted(folder.iterdir())[0]
+    os.rename(sorted(a_class.iterdir())[0], os.fsencode(a_class) + b"/" + name)
+    with pytest.raises(DatasetError, match="rename it"):
+        open_pictures(ImageFolder(path=str(folder)), "source")
+
+
+def test_ids_with_spaces_at_their_ends_can_be_excluded(
+    pictures: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "source"
+    shutil.copytree(pictures["source"], folder)
+    sorted(folder.iterdir())[0].rename(folder / " dogs")
+    (tmp_path / "list.txt").write_text(" dogs/000.png\r\n dogs/001.png\n")
+    spec = ImageFolder(path=str(folder), exclude=str(tmp_path / "list.txt"))
+    ids = open_pictures(spec, "source").ids
+    assert len(ids) == 6 * 24 - 2 and " dogs/000.png" not in ids and " dogs/002.png" in ids
