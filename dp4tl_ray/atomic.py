@@ -17,3 +17,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all, in UTF-8 wherever it is run."""
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from dp4tl_ray.algorithms.near_duplicates import first_alike
-from dp4tl_ray.atomic import write_atomically
+from dp4tl_ray.atomic import write_text
 from dp4tl_ray.data.check import Inspection, inspect
 from dp4tl_ray.data.images import SPLITS, Role
 from dp4tl_ray.data.load import open_pictures
@@ -50,8 +50,8 @@ def check_study(study: Study, folder: Path, against: str | None = None) -> tuple
     Args:
         study: What names the datasets.
         folder: Where to write.
-        against: The one target whose test pictures are looked for in the source; None looks for
-            those of all.
+        against: Dataset or label of the targets that are checked beside the source; None checks
+            all.
 
     Returns:
         The report, and whether every picture can be read.
@@ -62,7 +62,7 @@ def check_study(study: Study, folder: Path, against: str | None = None) -> tuple
     """
     targets = [target for target in study.targets if against in (None, *_names(target))]
     if not targets:
-        known = [target.dataset for target in study.targets]
+        known = sorted({name for target in study.targets for name in _names(target)})
         raise StudyError(f"--against {against}: no such target; {did_you_mean(against, known)}")
     sets: list[tuple[Role, Dataset]] = [("source", study.source)]
     listed = [
@@ -85,7 +85,7 @@ def check_study(study: Study, folder: Path, against: str | None = None) -> tuple
     if similar:
         text += [f"The study without them: `--set source.exclude={path}`", ""]
     report = "\n".join([f"# Datasets of {study.name}", "", *text])
-    _write(folder / "data_check.md", report)
+    write_text(folder / "data_check.md", report)
     return report, not any(one.found.unreadable for one in (source, *others))
 
 
@@ -99,14 +99,10 @@ def _names(dataset: Dataset) -> tuple[str, str]:
     return dataset.dataset, label(dataset)
 
 
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
-
-
 def _write_list(path: Path, ids: list[str]) -> None:
     """Write ids, one per line; an empty list is no file."""
     if ids:
-        _write(path, "".join(f"{id}\n" for id in ids))
+        write_text(path, "".join(f"{id}\n" for id in ids))
     else:
         path.unlink(missing_ok=True)
 

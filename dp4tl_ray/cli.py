@@ -1,7 +1,6 @@
 """The command line: verbs, no science. Whatever changes a number stands in a study file."""
 
 import argparse
-import contextlib
 import json
 import shlex
 import signal
@@ -15,8 +14,8 @@ if TYPE_CHECKING:
     from dp4tl_ray.specs.study import Study
     from dp4tl_ray.store import Store
 
-READ_ONLY = {"status", "report", "export"}
-"""Verbs that only look at what is in a store, which has to be there."""
+READ_ONLY = {"plan", "status", "report", "export"}
+"""Verbs that only look at what is in a store."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -92,12 +91,9 @@ def _with_study(args: argparse.Namespace) -> int:
 
 def _open(uri: str, verb: str) -> "Store":
     """Open the store as a verb needs it; one that is not there yet can be planned for."""
-    from dp4tl_ray.store import StoreError, open_store
+    from dp4tl_ray.store import open_store
 
-    if verb == "plan":
-        with contextlib.suppress(StoreError):
-            return open_store(uri, write=False)
-    return open_store(uri, write=verb not in READ_ONLY)
+    return open_store(uri, write=verb not in READ_ONLY, missing_ok=verb == "plan")
 
 
 def _plan(study: "Study", store: "Store", as_json: bool) -> int:
@@ -133,8 +129,14 @@ def _plan(study: "Study", store: "Store", as_json: bool) -> int:
 
 def _run(study: "Study", store: "Store", local: bool, until: str, point: list[str]) -> int:
     from dp4tl_ray.runners.status import duration
+    from dp4tl_ray.specs.load import StudyError
     from dp4tl_ray.sweep import plan_study, run_study, weights_used
 
+    if point and until != "finetune":
+        raise StudyError(
+            f"--only chooses among the results, which --until {until} does not come to: leave one "
+            "of them out"
+        )
     plan = plan_study(study, until)  # type: ignore[arg-type]
     outcome = run_study(study, plan, store, local, point)
     print(
@@ -187,13 +189,14 @@ def _status(study: "Study", store: "Store", as_json: bool) -> int:
 
 
 def _triage(study: "Study", store: "Store", local: bool) -> int:
-    from dp4tl_ray.sweep import plan_study, triage_study
+    from dp4tl_ray.sweep import plan_study, triage_study, until_stage
 
-    table, errors, path = triage_study(study, store, local)
+    plan = plan_study(study)
+    table, errors, path = triage_study(study, plan, store, local)
     print(table)
     for error in sorted(errors):
         print(f"failed: {error}", file=sys.stderr)
-    _print_alarms(plan_study(study, "prune"), store)
+    _print_alarms(until_stage(plan, "prune"), store)
     print(f"triage: {path}")
     return 1 if errors else 0
 
@@ -207,7 +210,7 @@ def _data(study: "Study", store: "Store", args: argparse.Namespace) -> int:
             from dp4tl_ray.checkup import check_study
 
             report, sound = check_study(study, folder, args.against)
-            store.publish_folder(folder)
+            store.publish(folder / "data_check.md")
             print(f"{report}\nreport: {folder / 'data_check.md'}")
             return 0 if sound else 1
         case "show":
@@ -228,11 +231,12 @@ def _pack(study: "Study", store: "Store", local: bool) -> int:
     from dp4tl_ray.runners.status import duration
     from dp4tl_ray.sweep import pack_study, plan_study
 
-    outcome, lines = pack_study(study, plan_study(study, "data"), store, local)
+    plan = plan_study(study, "data")
+    outcome, lines = pack_study(study, plan, store, local)
     print("".join(f"{line}\n" for line in lines), end="")
     for error in sorted(set(outcome.errors.values())):
         print(f"failed: {error}", file=sys.stderr)
-    _print_alarms(plan_study(study, "data"), store)
+    _print_alarms(plan, store)
     print(f"{study.name}: {outcome.ran} packed in {duration(outcome.seconds)}")
     return 1 if outcome.errors else 0
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from dp4tl_ray.atomic import write_atomically
+from dp4tl_ray.atomic import write_text
 from dp4tl_ray.data.load import fingerprint, is_absent, place_of
 from dp4tl_ray.plan import Plan, Role
 from dp4tl_ray.scoring.elsewhere import (
@@ -96,8 +96,11 @@ def remembered(store: Store, study: str) -> dict[str, str]:
 
 
 def remember(plan: Plan, store: Store) -> None:
-    """Leave the fingerprints of what a plan reads from files in a store."""
-    known: dict[str, str] = {}
+    """Leave the fingerprints of what a plan reads from files in a store.
+
+    A plan that stops early reads less; what a run of the whole study left stays.
+    """
+    known = remembered(store, plan.study.name)
     for step in plan.steps.values():
         match step.spec:
             case DataStep(dataset=OnDisk() as folder, role=role, fingerprint=seen):
@@ -112,6 +115,5 @@ def remember(plan: Plan, store: Store) -> None:
         return
     path = store.study_folder(plan.study.name) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(known, indent=1)
-    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_text(path, json.dumps(known, indent=1))
     store.publish(path)

@@ -109,7 +109,6 @@ def check_shots(study: Study, absent: list[str] | None = None) -> None:
             each = np.bincount(labels, minlength=len(pictures.class_names))
             if each.min() < target.shots:
                 raise StudyError(
-                    f"targets[{n}].shots: {target.shots} is more than class "
-                    f"{pictures.class_names[each.argmin()]} has {split} images; "
-                    f"at most {each.min()}"
+                    f"targets[{n}].shots: {target.shots} are too many: class "
+                    f"{pictures.class_names[each.argmin()]} has {each.min()} {split} images"
                 )

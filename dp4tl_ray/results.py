@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dp4tl_ray.atomic import write_atomically
+from dp4tl_ray.atomic import write_text
 from dp4tl_ray.plan import Cell, Plan
 from dp4tl_ray.specs.adversarial import PGDRobustness, relative_cost, robust_key
 from dp4tl_ray.specs.base import label
@@ -224,18 +224,15 @@ def _seconds(plan: Plan, store: Store, steps: Iterable[str]) -> float:
 
 def write_results(results: Sequence[Result], path: Path) -> None:
     """Write one JSON object per line, all or nothing."""
-    text = "".join(result.model_dump_json() + "\n" for result in results)
-
-    def write(part: Path) -> None:
-        part.write_text(text, encoding="utf-8")
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, write)
+    write_text(path, "".join(result.model_dump_json() + "\n" for result in results))
 
 
 def read_results(path: Path) -> list[Result]:
     """Read what `write_results` wrote."""
-    return [Result.model_validate_json(line) for line in path.read_text().splitlines()]
+    return [
+        Result.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()
+    ]
 
 
 class Predictions:

@@ -131,10 +131,6 @@ class LosslessSearch:
             wanted += self._next(search, known, predictions)
         return wanted
 
-    def finished(self, results: Sequence[Result], predictions: Predictions) -> bool:
-        """Say whether every search has its answer."""
-        return not self.ask(results, predictions)
-
     def verdicts(self, results: Sequence[Result], predictions: Predictions) -> list[Verdict]:
         """Return what every search has found so far."""
         known = by_cell(results)
@@ -176,7 +172,8 @@ class LosslessSearch:
         few = too_few(ratio, len(pairs))
         keys = [self._key(cell) for cell in search.full + cells]
         errors = (known[key].error for key in keys if key in known)
-        return few and f"{few}: {next(filter(None, errors), 'the seeds differ')}"
+        error = " ".join(next(filter(None, errors), "the seeds differ").split())  # in one line
+        return few and f"{few}: {error}"
 
     def _passed(self, search: _Search, known: Known, predictions: Predictions) -> dict[float, bool]:
         """Return the verdict on each ratio of which all seeds are known.

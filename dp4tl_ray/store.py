@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from dp4tl_ray.atomic import write_atomically
+from dp4tl_ray.atomic import write_atomically, write_text
 from dp4tl_ray.lease import LEASE_FILE, FileLease, Holder, Lease, file_holders, has_links
 from dp4tl_ray.plan import STAGE_VERSIONS, PlannedStep
 from dp4tl_ray.specs.records import File, Manifest
@@ -36,6 +36,9 @@ OBJECT_SCHEMES = ("s3", "gs", "az")
 READ_WHOLE = 2**30
 """Bytes of an artifact's pictures up to which every process reads all of them once, to be sure.
 Above, a process that needs a part of them reads that part, each picture with its checksum."""
+LOOKED_AT = 2**26
+"""Bytes of a file up to which a process that only looks at a store reads it whole, to be sure: what
+results are made of is smaller, embeddings of a million images are larger, by size alone."""
 
 
 class StoreError(Exception):
@@ -105,7 +108,7 @@ class Workbench:
     def leave(self) -> None:
         """Remove what only this worker has, once the step is over; here all share the folder."""
 
-    def write(self, name: str, write: Callable[[Path], None]) -> None:
+    def write(self, name: str, write: Callable[[Path], object]) -> None:
         """Write one file of the artifact."""
         write_atomically(self.folder / name, write)
         self.files.append(name)
@@ -147,15 +150,13 @@ class Workbench:
 
     def json(self, name: str, value: Any) -> None:
         """Write plain data as NAME.json."""
-        self.write(f"{name}.json", partial(_write_text, text=json.dumps(value)))
+        self.write(
+            f"{name}.json", partial(Path.write_text, data=json.dumps(value), encoding="utf-8")
+        )
 
 
 def _move(part: Path, path: Path) -> None:
     part.replace(path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 class Store(ABC):
@@ -191,12 +192,6 @@ class Store(ABC):
         Raises:
             FileNotFoundError: Nobody has.
         """
-
-    def publish_folder(self, folder: Path) -> None:
-        """Publish every file of a folder, but for hidden ones."""
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and not path.name.startswith("."):
-                self.publish(path)
 
     @abstractmethod
     def find(self, step: PlannedStep) -> Artifact | None:
@@ -282,10 +277,10 @@ class FolderStore(Store):
         self._verified: dict[str, tuple[int, Artifact]] = {}
 
     @classmethod
-    def open(cls, root: Path, write: bool) -> "FolderStore":
+    def open(cls, root: Path, write: bool, missing_ok: bool = False) -> "FolderStore":
         """Open a folder, creating it if it is to be written, and make sure that it can be."""
         if not write:
-            if not root.is_dir():
+            if not root.is_dir() and not missing_ok:
                 raise StoreError(f"there is no store at {root}")
             return cls(root, writes=False)
         try:
@@ -331,6 +326,7 @@ class FolderStore(Store):
         in_parts = sum(file.size for file in manifest.files.values() if file.checked_in_parts)
         for name, file in manifest.files.items():
             lazily = file.checked_in_parts and in_parts > READ_WHOLE
+            lazily |= not self.writes and file.size > LOOKED_AT
             if problem := _problem(path.parent / name, file, whole=not lazily):
                 log.warning("%s %s; the step will be computed again", path.parent / name, problem)
                 return None
@@ -355,7 +351,7 @@ class FolderStore(Store):
         """Write the manifest, which makes the step done."""
         text = manifest_of(step, bench, facts).model_dump_json(indent=1)
         lease.check()
-        write_atomically(bench.folder / MANIFEST, partial(_write_text, text=text))
+        write_text(bench.folder / MANIFEST, text)
         shutil.rmtree(bench.checkpoint, ignore_errors=True)
         artifact = self.find(step)
         if artifact is None:
@@ -366,7 +362,7 @@ class FolderStore(Store):
         """Leave word of why a step failed, for reports that are written later."""
         text = failure_text(error, trace)
         with contextlib.suppress(OSError):  # on a full disk the driver still says it
-            write_atomically(self.folder(step) / FAILED, partial(_write_text, text=text))
+            write_text(self.folder(step) / FAILED, text)
 
     def failure(self, step: PlannedStep) -> str:
         """Return why the last attempt at a step failed; empty if it did not."""
@@ -378,17 +374,21 @@ class FolderStore(Store):
     def clear(self, step: PlannedStep) -> None:
         """Forget what an earlier attempt left, but for its checkpoint."""
         self._verified.pop(step.digest, None)
-        for name in (MANIFEST, FAILED):
-            (self.folder(step) / name).unlink(missing_ok=True)
+        folder = self.folder(step)
+        # whoever was killed left what it was writing: arrays of gigabytes
+        for path in (folder / MANIFEST, folder / FAILED, *folder.glob(".*.part"),
+                     *folder.glob(".*.growing")):  # fmt: skip
+            path.unlink(missing_ok=True)
 
 
-def open_store(uri: str, write: bool = True) -> Store:
+def open_store(uri: str, write: bool = True, missing_ok: bool = False) -> Store:
     """Open a store; it is created, and tried out by writing, unless it is only to be read.
 
     Args:
         uri: A folder (/path or file:///path) or a place in object storage (s3://bucket/prefix,
             gs://bucket/prefix, az://container/prefix).
         write: Whether steps are to be computed, not only looked at.
+        missing_ok: Whether a folder to look at need not be there: nothing is done in it.
 
     Raises:
         StoreError: It cannot be reached, or not be used as asked; the message says why.
@@ -408,7 +408,7 @@ def open_store(uri: str, write: bool = True) -> Store:
         root = Path(parsed.path if parsed.scheme else uri).expanduser().absolute()
     except RuntimeError as error:  # ~somebody who is not there
         raise StoreError(f"store {uri!r}: {error}") from error
-    return FolderStore.open(root, write)
+    return FolderStore.open(root, write, missing_ok)
 
 
 def copies_of(uri: str) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dp4tl_ray.algorithms.bisection import SEARCH_CONFIDENCE
 from dp4tl_ray.algorithms.lossless import CONFIDENCE
-from dp4tl_ray.atomic import write_atomically
+from dp4tl_ray.atomic import write_text
 from dp4tl_ray.contents import Contents, remember, remembered
 from dp4tl_ray.lease import LeaseHeldError
 from dp4tl_ray.plan import Plan, make_plan
@@ -37,8 +37,6 @@ class Outcome:
 
     results: list[Result]
     """Lines of results.jsonl."""
-    grid: list[Result]
-    """Lines of Tune's `ResultGrid`: those of the cells that a run on Ray has ended."""
     ran: int
     """Steps computed now."""
     reused: int
@@ -82,6 +80,11 @@ def plan_study(
     check_queues(study, absent)
     check_shots(study, absent)
     check_lists(study, absent)
+    return until_stage(plan, until)
+
+
+def until_stage(plan: Plan, until: Stage) -> Plan:
+    """Return the part of a plan up to a stage; without its last one there are no cells."""
     last = STAGES.index(until)
     ends = {k for c in plan.cells for k in c.steps.values()}
     wanted = frozenset[str]().union(
@@ -89,7 +92,7 @@ def plan_study(
     )
     if len(wanted) == len(plan.steps):
         return plan
-    return Plan(study, {k: s for k, s in plan.steps.items() if k in wanted}, [], plan.naive)
+    return Plan(plan.study, {k: s for k, s in plan.steps.items() if k in wanted}, [], plan.naive)
 
 
 def counts(plan: Plan, done: set[str]) -> dict[Stage, dict[str, int]]:
@@ -142,7 +145,7 @@ def run_study(
         tracker = Tracker(part, store, study.tracking.wandb)
     folder, results = store.study_folder(study.name), list[Result]()
     with tracker or contextlib.nullcontext():
-        board, grid = _run(study, part, store, done, local, tracker, searches=not point)
+        board = _run(study, part, store, done, local, tracker, searches=not point)
         if plan.cells:
             errors = failures(plan, store) | board.errors() if point else board.errors()
             results, folder = report_study(study, plan, store, errors)
@@ -150,7 +153,6 @@ def run_study(
             tracker.report(results, folder)
     return Outcome(
         results,
-        grid,
         board.ran,
         len(done),
         board.errors(),
@@ -168,9 +170,9 @@ def _run(
     local: bool,
     tracker: Tracker | None,
     searches: bool,
-) -> tuple[Board, list[Result]]:
-    """Run what is not done; returns the board as it ended, and what Tune says of its cells."""
-    runtime, grid = study.runtime, list[Result]()
+) -> Board:
+    """Run what is not done; returns the board as it ended."""
+    runtime = study.runtime
     more = _search(study, plan, store) if searches else None
     board = Board(
         plan,
@@ -180,7 +182,7 @@ def _run(
         max_preemptions=runtime.max_preemptions,
     )
     if board.finished:
-        return board, grid
+        return board
     follower = None
     if tracker is not None:
         board.journal, follower = Journal(), Follower(tracker.hear)
@@ -193,9 +195,9 @@ def _run(
         else:
             from dp4tl_ray.runners.cluster import run_on_ray
 
-            board, grid = run_on_ray(board, store, runtime, display, more, follower=follower)
+            board, _ = run_on_ray(board, store, runtime, display, more, follower=follower)
             display.update(board.summary())
-    return board, grid
+    return board
 
 
 def _search(study: Study, plan: Plan, store: Store) -> More | None:
@@ -230,13 +232,16 @@ def report_study(
     predictions, margin = Predictions(plan, store), study.report.margin
     confidence = CONFIDENCE if study.search == "grid" else SEARCH_CONFIDENCE
     under_attack = predictions.under_attack
-    write_report(results, folder, margin, predictions, confidence, under_attack)
+    files = [folder / "results.jsonl"]
+    files += write_report(results, folder, margin, predictions, confidence, under_attack)
     if study.search == "lossless":
         from dp4tl_ray.search import LosslessSearch, verdict_table
 
         text = verdict_table(LosslessSearch(plan, margin).verdicts(results, predictions))
-        write_atomically(folder / "search.md", lambda part: part.write_text(text))
-    store.publish_folder(folder)
+        write_text(folder / "search.md", text)
+        files.append(folder / "search.md")
+    for file in files:
+        store.publish(file)
     return results, folder
 
 
@@ -281,16 +286,21 @@ def _packed(data: Artifact) -> str:
     return f"{name}: {counts}, {size / 2**20:,.1f} MiB"
 
 
-def triage_study(study: Study, store: Store, local: bool) -> tuple[str, set[str], Path]:
+def triage_study(study: Study, plan: Plan, store: Store, local: bool) -> tuple[str, set[str], Path]:
     """Choose the kept examples of a study, and compare them; writes triage.md.
+
+    Args:
+        study: What is asked for.
+        plan: All of its steps.
+        store: Where they are and go.
+        local: Run in this process, without Ray.
 
     Returns:
         The table, the reasons of steps that failed, and where the table is.
     """
     from dp4tl_ray.triage import triage, triage_table  # needs torch: not for `plan`
 
-    plan = plan_study(study)
-    outcome = run_study(study, plan_study(study, "prune"), store, local)
+    outcome = run_study(study, until_stage(plan, "prune"), store, local)
     chosen = [
         cell
         for cell in plan.cells
@@ -299,6 +309,6 @@ def triage_study(study: Study, store: Store, local: bool) -> tuple[str, set[str]
     table = triage_table(triage(Plan(study, plan.steps, chosen), store))
     path = store.study_folder(study.name) / "triage.md"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda part: part.write_text(table, encoding="utf-8"))
-    store.publish_folder(path.parent)
+    write_text(path, table)
+    store.publish(path)
     return table, set(outcome.errors.values()), path

@@ -311,3 +311,16 @@ def test_a_full_disk_fails_the_step_and_a_rerun_continues(
         assert dp4tl("run", path, "--store", store, "--local").returncode == 0
     finally:
         subprocess.run(["umount", "-l", str(store)], check=True)
+
+
+def test_planning_leaves_no_store_behind(study: Callable[..., Path], tmp_path: Path) -> None:
+    assert dp4tl("plan", study(), "--store", tmp_path / "store").returncode == 0
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_point_of_a_run_that_stops_before_the_results_is_refused(
+    study: Callable[..., Path], tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    answer = dp4tl("run", study(), "--store", store, "--until", "prune", "--only", "seed=0")
+    assert answer.returncode == 2 and "--until prune does not come to" in answer.stderr

@@ -52,11 +52,11 @@ def test_datasets_below_one_root_are_told_apart(
     names, rng = ("cifar10", "cifar100", "dtd"), np.random.default_rng(0)
     for name in names:
         TORCHVISION[name](tmp_path / "here", rng)
-    sets = [{"dataset": name, "path": "here", "image_size": 8, "shots": 1} for name in names]
+    sets = [{"dataset": name, "path": "here", "image_size": 8} for name in names]
     data = {
         "name": "roots",
         "data_root": str(tmp_path),
-        "source": sets[0] | {"shots": None},
+        "source": sets[0],
         "targets": sets,
         "methods": ["random_classes"],
         "pruning_ratios": [0.0],
@@ -183,3 +183,17 @@ def test_weights_known_by_name_are_never_gone() -> None:
     )
     absent = list[str]()
     assert Contents(absent=absent)(by_name) == "" and absent == []
+
+
+def test_what_a_whole_run_read_is_remembered_after_one_that_stops_early(
+    pictures: dict[str, str], tmp_path: Path
+) -> None:
+    scores = tmp_path / "list.txt"
+    scores.write_text("".join(f"stripes{k}/{n:03}.png\n" for k in range(6) for n in range(24)))
+    methods = [{"method": "given", "path": str(scores)}]
+    study, store = tiny_study(pictures, methods=methods), open_store(str(tmp_path / "store"))
+    plan = plan_study(study)
+    remember(plan, store)
+    remember(plan_study(study, "data"), store)
+    scores.unlink()
+    assert plan_study(study, absent=[], store=store).steps.keys() == plan.steps.keys()

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,9 +25,11 @@ from dp4tl_ray.objects.store import ObjectStore
 from dp4tl_ray.plan import Plan, PlannedStep
 from dp4tl_ray.runners.step import run_step
 from dp4tl_ray.specs.base import canonical_json
-from dp4tl_ray.stages.bench import images_of
+from dp4tl_ray.stages.bench import StageError, images_of
+from dp4tl_ray.stages.run import compute
 from dp4tl_ray.store import Artifact, Store, StoreError, open_store
 from dp4tl_ray.sweep import plan_study, run_study
+from dp4tl_ray.tracking.ledger import Ledger
 from dp4tl_ray.training.worker import Progress, Worker
 from dp4tl_ray.warm import warm_study
 from tests.conftest import tiny_study
@@ -528,12 +531,46 @@ def test_a_report_is_published_unless_the_store_is_only_read(bucket_uri: str) ->
         store = open_store(bucket_uri, write)
         assert isinstance(store, ObjectStore)
         folder = store.study_folder("tiny")
-        (folder / "pictures").mkdir(parents=True, exist_ok=True)
-        for name in ("results.md", ".part", "pictures/a.png"):
-            (folder / name).write_text("x")
-        store.publish_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "results.md").write_text("x")
+        store.publish(folder / "results.md")
         keys = [one.key for one in store.bucket.list("studies")]
-        assert keys == (["studies/tiny/pictures/a.png", "studies/tiny/results.md"] if write else [])
+        assert keys == (["studies/tiny/results.md"] if write else [])
     assert store.read_text(folder / "results.md") == "x"
     with pytest.raises(FileNotFoundError):
         store.read_text(folder / "status.json")
+
+
+def test_a_step_that_fails_leaves_no_folder_behind(
+    pictures: dict[str, str], bucket_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, store = (
+        plan_study(tiny_study(pictures, pruning_ratios=[0.0]), "data"),
+        open_store(bucket_uri),
+    )
+    assert isinstance(store, ObjectStore)
+    step = next(iter(plan.steps.values()))
+
+    def fails(spec: Any, job: Any) -> Any:
+        job.bench.array("numbers", np.arange(1000))
+        raise StageError("broke")
+
+    monkeypatch.setattr("dp4tl_ray.stages.run.run_stage", fails)
+    with store.lease(step) as lease, pytest.raises(StageError):
+        compute(step, plan.steps, store, Worker(), lease)
+    assert [*(store.root / "work").iterdir()] == []
+
+
+def test_what_one_machine_tracked_is_not_forgotten_by_the_next(
+    bucket_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for machine in ("first", "second", "first"):
+        monkeypatch.setenv("DP4TL_CACHE", str(tmp_path / machine))
+        ledger = Ledger(open_store(bucket_uri), "tiny")
+        ledger.note(destination="there", run=machine, outcome="done")
+        ledger.note(destination="there", sweep="abc")
+        ledger.publish()
+    monkeypatch.setenv("DP4TL_CACHE", str(tmp_path / "third"))
+    third = Ledger(open_store(bucket_uri), "tiny")
+    assert third.at("there") == {"first": "done", "second": "done"}
+    assert third.sweeps == {"there": "abc"}

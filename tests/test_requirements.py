@@ -32,8 +32,8 @@ def test_more_shots_than_a_class_has_images_are_refused_with_the_class(
         study = tiny_study(pictures, targets=[folder(str(path), shots=shots)])
         with pytest.raises(StudyError) as refused:
             plan_study(study)
-        expected = f"targets[0].shots: {shots} is more than class {second.name} has {split} images"
-        assert str(refused.value) == f"{expected}; at most {most}"
+        expected = f"targets[0].shots: {shots} are too many: class {second.name} has {most} {split}"
+        assert str(refused.value) == f"{expected} images"
 
 
 def test_shots_of_a_target_that_is_not_here_are_passed_over(

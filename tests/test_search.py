@@ -65,7 +65,7 @@ class World:
     """Runs cells: knows the failed line of every cell, and makes of it what the truth says."""
 
     def __init__(self, root: Path) -> None:
-        broken = {cell.steps["finetune"]: "pretrain x: broken" for cell in PLAN.cells}
+        broken = {cell.steps["finetune"]: "pretrain x:\nbroken" for cell in PLAN.cells}
         lines = collect(PLAN, open_store(str(root)), broken)
         self.failed = dict(zip(broken, lines, strict=True))
 
@@ -87,9 +87,7 @@ class World:
         """Run what is asked for until nothing is."""
         search, results = LosslessSearch(PLAN, MARGIN), list[Result]()
         while cells := search.ask(results, first_correct):
-            assert not search.finished(results, first_correct)
             results += self.run(cells, outcome)
-        assert search.finished(results, first_correct)
         return search.verdicts(results, first_correct), results
 
 

@@ -287,3 +287,33 @@ def test_a_torn_lease_belongs_to_nobody_and_expires(tmp_path: Path) -> None:
     lease = FileLease(path)
     lease.take()
     lease.give_back()
+
+
+def test_what_a_killed_writer_left_is_removed_before_the_next_attempt(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    code = (
+        "import os, signal, sys; from tests.test_store import STEP, open_store, np\n"
+        "bench = open_store(sys.argv[1]).workbench(STEP)\n"
+        "bench.folder.mkdir(parents=True)\n"
+        "def write(path): path.write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "with bench.growing('numbers', (1000,), np.float32): bench.write('names.json', write)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    left = sorted(path.suffix for path in store.folder(STEP).glob(".*"))
+    assert left == [".growing", ".part"]
+    store.clear(STEP)
+    assert [*store.folder(STEP).iterdir()] == []
+
+
+def test_who_only_looks_trusts_the_size_of_what_is_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = finish(FolderStore(tmp_path))
+    numbers = folder / "numbers.npy"
+    numbers.write_bytes(numbers.read_bytes()[:-1] + b"x")
+    assert FolderStore(tmp_path, writes=False).find(STEP) is None
+    monkeypatch.setattr("dp4tl_ray.store.LOOKED_AT", 1000)
+    assert FolderStore(tmp_path, writes=False).find(STEP) is not None
+    assert FolderStore(tmp_path).find(STEP) is None  # whoever computes reads all
+    numbers.write_bytes(b"")
+    assert FolderStore(tmp_path, writes=False).find(STEP) is None

@@ -369,6 +369,7 @@ class Board:
         """Return what a display shows."""
         wanted = {key: e for key, e in self.entries.items() if e.wanted or e.state == "done"}
         spent, now = {"done": 1.0, "failed": 1.0}, time.monotonic()
+        waiting = tuple(self.open)  # asked for by the thread that draws, while steps are taken
         running = sorted(
             (e for e in wanted.values() if e.state == "running"), key=lambda e: -e.priority
         )
@@ -385,8 +386,8 @@ class Board:
                 for key, entry in wanted.items()
             ),
             cost_total=sum(self.costs[key] for key in wanted),
-            open_wide=sum(self.entries[key].wide for key in self.open),
-            open_narrow=sum(not self.entries[key].wide for key in self.open),
+            open_wide=sum(self.entries[key].wide for key in waiting),
+            open_narrow=sum(not self.entries[key].wide for key in waiting),
             over=self.finished,
         )
 

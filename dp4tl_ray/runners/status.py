@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from dp4tl_ray.atomic import write_atomically
+from dp4tl_ray.atomic import write_text
 from dp4tl_ray.plan import Plan
 from dp4tl_ray.runners.board import Summary, share_done
 from dp4tl_ray.specs.steps import STAGES
@@ -84,7 +84,7 @@ class StatusFile:
         text = json.dumps({"state": state, "updated": now(), **self.facts}, indent=1)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path, lambda part: part.write_text(text, encoding="utf-8"))
+            write_text(self.path, text)
             self.publish(self.path)
         except (OSError, StoreError):
             return  # a full disk fails the steps, which say so; the status can wait

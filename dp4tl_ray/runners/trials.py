@@ -22,7 +22,7 @@ from dp4tl_ray.runners.board import Board, More, Tasks, tasks_of
 from dp4tl_ray.runners.lane import POLL_SECONDS
 from dp4tl_ray.specs.base import label
 from dp4tl_ray.specs.records import Result
-from dp4tl_ray.store import open_store
+from dp4tl_ray.store import Store, open_store
 
 TRIAL_RETRIES = 3
 """A trial only waits: one whose process was shot waits again."""
@@ -185,6 +185,12 @@ def _plan_of(desk_name: str) -> tuple[Plan, Tasks]:
     return plan, tasks_of(plan)
 
 
+@lru_cache(maxsize=1)
+def _store_at(uri: str) -> Store:
+    """Open the store once per process: it remembers which artifacts it has verified."""
+    return open_store(uri, write=False)
+
+
 def wait_for_cell(config: Mapping[str, Any]) -> None:
     """Trial: wait until the steps of one cell have ended, passing their progress to Tune."""
     import ray
@@ -204,7 +210,7 @@ def wait_for_cell(config: Mapping[str, Any]) -> None:
     report: dict[str, Any] = {"ended": True, "failed": bool(error), "error": error}
     if plan.cells:
         cell = plan.cells[int(name.removeprefix("cell"))]
-        result = result_of(plan, open_store(config["store"], write=False), cell, error)
+        result = result_of(plan, _store_at(config["store"]), cell, error)
         if result is not None:
             report |= result.metrics.model_dump() if result.metrics else {}
             report["result"] = result.model_dump_json()

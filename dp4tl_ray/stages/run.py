@@ -91,7 +91,11 @@ def compute(
         store.clear(step)
     bench.fetch_checkpoint()
     started = time.perf_counter()
-    metrics = run_stage(step.spec, Job(inputs, bench, worker))
+    try:
+        metrics = run_stage(step.spec, Job(inputs, bench, worker))
+    except BaseException:
+        bench.leave()
+        raise
     if worker.rank == 0:
         before = float(metrics.get("seconds_before") or 0.0)
         facts = {

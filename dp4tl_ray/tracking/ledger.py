@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,14 @@ class Ledger:
         """Destination -> sweep."""
         self.workspaces: dict[str, str] = {}
         """Destination -> address of the saved view."""
-        text = ""
+        published, here = list[str](), list[str]()
         with contextlib.suppress(OSError, StoreError):
-            text = store.read_text(self.path)
-        for line in text.splitlines():
+            published = store.read_text(self.path).splitlines()
+        with contextlib.suppress(OSError):
+            here = self.path.read_text(encoding="utf-8").splitlines()
+        # of another machine: our own lines are to be published with them
+        self._append(line for line in published if line not in here)
+        for line in dict.fromkeys([*published, *here]):
             with contextlib.suppress(ValueError, KeyError, TypeError):  # a torn line
                 self._learn(json.loads(line))
 
@@ -44,10 +48,13 @@ class Ledger:
     def note(self, **line: str) -> None:
         """Add a line: a destination with a sweep, a saved view, or a run and its outcome."""
         self._learn(line)
+        self._append([json.dumps(line)])
+
+    def _append(self, lines: Iterable[str]) -> None:
         with contextlib.suppress(OSError):  # a full disk costs a run that is written twice
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + os.linesep)
+                file.writelines(f"{line}\n" for line in lines)
 
     def publish(self) -> None:
         """Show the lines to other drivers."""
@@ -57,4 +64,5 @@ class Ledger:
 
     def at(self, destination: str) -> dict[str, str]:
         """Return the runs that were tracked at a destination, and how they ended."""
-        return {run: outcome for (place, run), outcome in self.runs.items() if place == destination}
+        noted = tuple(self.runs.items())  # the thread that listens goes on noting
+        return {run: outcome for (place, run), outcome in noted if place == destination}

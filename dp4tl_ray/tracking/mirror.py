@@ -168,12 +168,18 @@ class Mirror:
         self._settle(SIDE_BY_SIDE - 1)
         if ending.entry.id not in self.open:
             self._renew()
-        if self.mode == "offline" and self.setup.written.get(ending.entry.id) == ending.outcome:
+        if self.mode == "offline" and self._is_written(ending):
             return  # with its curves, which a rerun does not have
         run = self.open.pop(ending.entry.id, None)
         # the first that brings an artifact is shown as the run that made it
         makers = [future for future, e in self.ending.items() if e.makes & ending.uses]
         self.ending[self.threads.submit(self._finish, ending, run, makers)] = ending
+
+    def _is_written(self, ending: Ending) -> bool:
+        """Whether the same is on this disk; the store may be on another, too."""
+        folder, id = self.setup.folder / "wandb", ending.entry.id
+        same = self.setup.written.get(id) == ending.outcome
+        return same and any(folder.glob(f"offline-run-*-{id}"))
 
     def _settle(self, most: int = 0) -> None:
         """Wait until at most so many runs are being ended; write offline what the server lacks."""

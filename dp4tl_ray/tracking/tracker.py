@@ -282,9 +282,18 @@ class Tracker:
 
     # -- the end -----------------------------------------------------------------------------------
 
+    def _known(self) -> dict[str, str]:
+        """Return the runs that need not be written again: offline, those that are on this disk."""
+        noted = self.ledger.at(self.destination)
+        if self.destination != "offline":
+            return noted
+        folders = (self.store.root / "wandb").glob("offline-run-*")
+        here = {folder.name.rpartition("-")[2] for folder in folders}
+        return {id: outcome for id, outcome in noted.items() if id in here}
+
     def _finish(self, results: Sequence[Result], folder: Path) -> None:
         """Write the cells that ended before, unless they were, and the summary run."""
-        known = self.ledger.at(self.destination)
+        known = self._known()
         for key, cell in self.cells.items():
             if key in self.ended or self.store.find(self.plan.steps[key]) is None:
                 continue
