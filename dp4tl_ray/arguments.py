@@ -158,10 +158,11 @@ def _add_data_verbs(data: argparse.ArgumentParser, study: argparse.ArgumentParse
     data.description = "What is to be done about a study's datasets, before it runs."
     verbs = data.add_subparsers(dest="what", required=True, metavar="VERB")
     pack = verbs.add_parser(
-        "pack", parents=[study], help="pack them into the store, by all machines",
+        "pack", parents=[study], help="pack them into the store",
         description="Decode every picture once and pack it, raw or as JPEG, as `stored` of each "
         "dataset says: where there are many shards, by Ray tasks on all machines that share the "
-        "store. `run` does the same by one worker. Shards that are whole are not packed again.",
+        "store's folder, where whole shards are not packed again. Into object storage one machine "
+        "packs, as `run` does.",
     )  # fmt: skip
     pack.add_argument("--local", action="store_true", help="pack in this process, by all its cores")
     check = verbs.add_parser(
@@ -173,7 +174,11 @@ def _add_data_verbs(data: argparse.ArgumentParser, study: argparse.ArgumentParse
         "judge. Writes data_check.md, and lists of ids that `exclude` of a dataset takes, to the "
         "study's folder. Exit code 1: something cannot be read.",
     )  # fmt: skip
-    check.add_argument("--against", metavar="TARGET", help="check the source and this target only")
+    check.add_argument(
+        "--against",
+        metavar="TARGET",
+        help="check the source, and the targets of this dataset or label",
+    )
     verbs.add_parser(
         "show", parents=[study], help="draw a sheet of their pictures",
         description="Draw sample pictures of the source and of every target, as the network sees "

@@ -311,7 +311,8 @@ class _Planner:
         draw = seed if selects_at_random(method) else 0
         steps["prune"] = self.add(
             lambda: PruneStep(pruning_ratio=ratio, select=method.select, seed=draw),
-            f"{label(method)}-r{ratio:g}-s{seed}",
+            # without the name of its surrogate, which is an input: one may be named anew
+            f"{label(method.model_copy(update={'surrogate': None}))}-r{ratio:g}-s{seed}",
             "prune",
             ratio,
             id(method),

@@ -22,9 +22,8 @@ from dp4tl_ray.report.curves import (
     too_few,
 )
 from dp4tl_ray.report.layout import markdown_table
-from dp4tl_ray.specs.base import label
+from dp4tl_ray.results import axes_of
 from dp4tl_ray.specs.records import Result
-from dp4tl_ray.specs.training import Training
 
 Known = Mapping[CellKey, Result]
 
@@ -207,19 +206,6 @@ class LosslessSearch:
 
 def _cell_key(plan: Plan, cell: Cell) -> CellKey:
     """Name a cell as its result will be named."""
-    pretraining, budget = cell.pretraining, ""
-    if isinstance(pretraining, Training):
-        budget = next(f"{name}={n}" for name, n in pretraining.budget if n is not None)
-    setting = Setting(
-        study=plan.study.name,
-        source=label(plan.study.source),
-        target=label(cell.target),
-        objective=pretraining.objective,
-        network=label(cell.network) if cell.network else "",
-        budget=budget,
-        adversarial=label(cell.adversarial),
-        transfer=label(cell.transfer),
-        pretraining=label(pretraining),
-    )
-    method = label(cell.method) if cell.method else "none"
-    return setting, method, cell.pruning_ratio, cell.seed
+    axes = axes_of(plan.study, cell)
+    setting = Setting(**{name: axes[name] for name in Setting.__dataclass_fields__})
+    return setting, axes["method"], axes["pruning_ratio"], axes["seed"]

@@ -4,7 +4,7 @@ Shapes: N examples, D features, K clusters, n examples of a chunk or a sample.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +19,6 @@ from dp4tl_ray.algorithms.memory import CHUNK_BYTES, row_chunks
 Features = npt.NDArray[np.floating]
 Indices = npt.NDArray[np.int64]
 Centres = npt.NDArray[np.float32]
-Reduce = Callable[[list[Tensor]], None]
 """Replaces each tensor, in place, by its sum over all processes."""
 
 CACHE_BYTES = 32 * 2**20
@@ -123,7 +122,6 @@ def lloyd(
     *,
     num_iterations: int,
     tolerance: float = 1e-4,
-    reduce: Reduce | None = None,
     device: torch.device | str = "cpu",
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Clusters:
@@ -132,20 +130,13 @@ def lloyd(
     The objective never increases. An empty cluster is put beside the centre with the largest
     objective, at a tenth of its deviation, and takes its share in the next iteration.
 
-    Several processes find the same centres, each with its own examples, when `reduce` sums over
-    them; the centres to start from must be the same everywhere.
-
     Args:
-        features_ND: Examples of this process.
+        features_ND: Features.
         centres_KD: Where to start.
         num_iterations: At most.
         tolerance: Stop when the objective falls by less than this fraction.
-        reduce: Sums tensors over processes, in place; none with one process.
         device: Where the products run.
         chunk_bytes: Temporary memory of one chunk.
-
-    Returns:
-        The centres and objective of all processes, the assignment of the examples of this one.
 
     Raises:
         ValueError: As `assign`.
@@ -155,10 +146,7 @@ def lloyd(
     centres = _checked_centres(features_ND, centres_KD, device)
     previous = math.inf
     for _ in range(num_iterations):
-        sums = lloyd_sums(features_ND, centres, chunk_bytes=chunk_bytes)
-        if reduce:
-            reduce(list(sums))
-        sum_KD, count_K, objective_K = sums
+        sum_KD, count_K, objective_K = lloyd_sums(features_ND, centres, chunk_bytes=chunk_bytes)
         means_KD = (sum_KD / count_K.clamp(min=1)[:, None]).float()
         centres = torch.where(count_K[:, None] > 0, means_KD, centres)
         _split_largest(centres, count_K, objective_K)
@@ -166,7 +154,7 @@ def lloyd(
         if objective >= (1 - tolerance) * previous:
             break
         previous = objective
-    return _clusters(features_ND, centres, reduce, chunk_bytes)
+    return _clusters(features_ND, centres, chunk_bytes)
 
 
 def lloyd_sums(
@@ -242,7 +230,7 @@ def mini_batch_kmeans(
             epoch_objective_K += objective_K
         seen_K *= FADE * (epoch_count_K > 0)
         _split_largest(centres, epoch_count_K, epoch_objective_K)
-    return _clusters(features_ND, centres, None, chunk_bytes)
+    return _clusters(features_ND, centres, chunk_bytes)
 
 
 def kmeans_plus_plus(
@@ -368,20 +356,14 @@ def _argmax(value_nK: Tensor) -> Tensor:
     return torch.from_numpy(value_nK.numpy().argmax(axis=1))
 
 
-def _clusters(
-    features_ND: Features, centres_KD: Tensor, reduce: Reduce | None, chunk_bytes: int
-) -> Clusters:
+def _clusters(features_ND: Features, centres_KD: Tensor, chunk_bytes: int) -> Clusters:
     """Assign all examples to final centres."""
     centres = centres_KD.cpu().numpy()
     cluster_N, squared_distance_N = assign(
         features_ND, centres, device=centres_KD.device, chunk_bytes=chunk_bytes
     )
-    objective = centres_KD.new_tensor(
-        [squared_distance_N.sum(dtype=np.float64)], dtype=torch.float64
-    )
-    if reduce:
-        reduce([objective])
-    return Clusters(centres, cluster_N, squared_distance_N, float(objective))
+    objective = float(squared_distance_N.sum(dtype=np.float64))
+    return Clusters(centres, cluster_N, squared_distance_N, objective)
 
 
 def _split_largest(centres_KD: Tensor, count_K: Tensor, objective_K: Tensor) -> None:

@@ -29,7 +29,7 @@ class Lane:
         runtime: Workers, threads, and how they share a step.
         single: Whether it has one worker and takes only steps that no workers share.
         worker: What a worker reserves.
-        folder: Where Train keeps its own files; every node must see it.
+        folder: Where Train keeps its own files.
         max_restarts: Times that Train may start its workers again.
     """
 

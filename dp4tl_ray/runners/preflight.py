@@ -197,7 +197,8 @@ def _digest(folder: Path) -> str:
 
 def _folders(uri: str) -> Iterator[Path]:
     """Yield a folder of each file system that will fill."""
-    for path in (copies_of(uri) if _is_bucket(uri) else _root(uri), Path("/tmp")):
+    files_of_ray = Path(os.environ.get("RAY_TMPDIR", "/tmp"))
+    for path in (copies_of(uri) if _is_bucket(uri) else _root(uri), files_of_ray):
         yield next(p for p in (path, *path.parents) if p.exists())
 
 

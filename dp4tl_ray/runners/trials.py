@@ -17,13 +17,13 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from dp4tl_ray.plan import Plan
-from dp4tl_ray.results import result_of
+from dp4tl_ray.results import axes_of, result_of
 from dp4tl_ray.runners.board import Board, More, Tasks, tasks_of
 from dp4tl_ray.runners.lane import POLL_SECONDS
-from dp4tl_ray.specs.base import label
 from dp4tl_ray.specs.records import Result
 from dp4tl_ray.store import Store, open_store
 
+AXES = ("target", "method", "pruning_ratio", "pretraining", "adversarial", "transfer", "seed")
 TRIAL_RETRIES = 3
 """A trial only waits: one whose process was shot waits again."""
 
@@ -116,7 +116,7 @@ class CellSearcher(Searcher):  # type: ignore[misc]
             return None if self.live else Searcher.FINISHED
         name = self.queue.popleft()
         self.live.add(trial_id)
-        return {"cell": name, **self.common, **axes_of(self.plan, name)}
+        return {"cell": name, **self.common, **place_of(self.plan, name)}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -146,20 +146,12 @@ class CellSearcher(Searcher):  # type: ignore[misc]
         """Restore nothing."""
 
 
-def axes_of(plan: Plan, name: str) -> dict[str, Any]:
+def place_of(plan: Plan, name: str) -> dict[str, Any]:
     """Return a cell's place on the axes of the sweep, for people who look at Tune's tables."""
     if not plan.cells:
         return {"step": plan.steps[name].name}
-    cell = plan.cells[int(name.removeprefix("cell"))]
-    return {
-        "target": label(cell.target),
-        "method": label(cell.method) if cell.method else "none",
-        "pruning_ratio": cell.pruning_ratio,
-        "pretraining": label(cell.pretraining),
-        "adversarial": label(cell.adversarial),
-        "transfer": label(cell.transfer),
-        "seed": cell.seed,
-    }
+    axes = axes_of(plan.study, plan.cells[int(name.removeprefix("cell"))])
+    return {axis: axes[axis] for axis in AXES}
 
 
 class LetGo(tune.Callback):  # type: ignore[misc]

@@ -147,8 +147,6 @@ Whole = BeforeValidator(_whole)
 """Last annotation of a whole number: bounds written after it would not reach the JSON Schema."""
 MAX_INT, MAX_FLOAT = 2**53, 1e9
 """Bounds where nothing closer is known: JSON Schema has no other word for a finite number."""
-Int = Annotated[int, Whole]
-"""A whole number; 3.0 is one, "3" and true are not."""
 Count = Annotated[int, Field(gt=0, le=MAX_INT), Whole]
 Natural = Annotated[int, Field(ge=0, le=MAX_INT), Whole]
 Positive = Annotated[float, Field(gt=0, le=MAX_FLOAT)]

@@ -8,7 +8,7 @@ from dp4tl_ray.specs.base import BareName, Count, Spec, Whole
 
 
 class SmallResNet(Spec):
-    """A residual network of 4 blocks or fewer for images of 16 to 64 pixels, made for CPUs."""
+    """A residual network of three stages for images of 16 to 64 pixels, made for CPUs."""
 
     arch: Literal["resnet9"] = "resnet9"
     width: Count = 16

@@ -52,7 +52,8 @@ class Manifest(Spec):
     metrics: dict[str, Number]
     """Small facts that the stage reports, such as losses and counts."""
     versions: dict[str, str]
-    """Versions of what could change the result: python, torch, numpy, this package."""
+    """Versions of what could change the result: python, torch, torchvision, timm where it is
+    installed, numpy, this package."""
     resumed: bool = False
     """Whether the step continued from a checkpoint."""
 

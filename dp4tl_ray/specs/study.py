@@ -74,8 +74,9 @@ class Wandb(Spec):
     """Weights & Biases."""
 
     mode: Literal["online", "offline", "disabled"] = "disabled"
-    """online shows a study while it runs. offline writes runs to the store, to be sent later with
-    `wandb sync`; so does online when the server cannot be reached."""
+    """online shows a study while it runs. offline writes runs to the store's folder (of one in
+    object storage, the head's copy), to be sent later with `wandb sync`; so does online when the
+    server cannot be reached."""
     project: Annotated[str, Field(min_length=1)] = "dp4tl_ray"
     """Project of the runs; the study is their group."""
     entity: str | None = None

@@ -43,7 +43,7 @@ class Mapping(TargetAwareUnitMethod):
 
 
 class RandomClasses(UnitMethod):
-    """Keep whole classes, drawn at random: the control for class-level methods."""
+    """Keep classes drawn at random, the last one in part: the control for class-level methods."""
 
     method: Literal["random_classes"] = "random_classes"
 

@@ -25,7 +25,8 @@ class Worker:
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     report: Callable[[Progress], bool] = _go_on
-    """Receives plain numbers once per epoch, on rank 0; answers whether to go on."""
+    """Receives plain numbers after every epoch, and while pictures are packed, on rank 0; answers
+    whether to go on."""
     sharding: Literal["ddp", "fsdp2"] = "ddp"
     """Whether each worker holds the whole network or a shard of it."""
     shards: int = 1

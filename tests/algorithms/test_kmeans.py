@@ -1,6 +1,4 @@
 import itertools
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +11,6 @@ from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
 from dp4tl_ray.algorithms.kmeans import (
-    Clusters,
     assign,
     kmeans,
     kmeans_plus_plus,
@@ -115,32 +112,6 @@ def test_a_tolerance_stops_early() -> None:
     late = lloyd(x, x[:20], num_iterations=50, tolerance=0)
     few = lloyd(x, x[:20], num_iterations=2, tolerance=0)
     assert late.objective < early.objective <= few.objective
-
-
-def test_two_shards_find_the_centres_of_one_process() -> None:
-    x = blobs(900)
-    centres = np.repeat(x[:5], 3, axis=0)
-    slots: list[list[torch.Tensor]] = [[], []]
-    barrier = threading.Barrier(2)
-
-    def shard(rank: int) -> Clusters:
-        def add(tensors: list[torch.Tensor]) -> None:
-            slots[rank] = [tensor.clone() for tensor in tensors]
-            barrier.wait(timeout=20)
-            for tensor, a, b in zip(tensors, *slots, strict=True):
-                tensor.copy_(a + b)
-            barrier.wait(timeout=20)
-
-        return lloyd(x[rank::2], centres, num_iterations=12, reduce=add)
-
-    with ThreadPoolExecutor(2) as pool:
-        two = list(pool.map(shard, range(2)))
-    one = lloyd(x, centres, num_iterations=12)
-    assert (two[0].centres_KD == two[1].centres_KD).all()
-    for rank, part in enumerate(two):
-        np.testing.assert_allclose(part.centres_KD, one.centres_KD, rtol=1e-5, atol=1e-5)
-        assert part.cluster_N.tolist() == one.cluster_N[rank::2].tolist()
-        assert part.objective == pytest.approx(one.objective, rel=1e-6)
 
 
 def test_permuting_the_examples_permutes_the_clusters() -> None:
