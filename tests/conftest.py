@@ -1,8 +1,10 @@
 """A tiny world on disk, in torchvision's ImageFolder layout: stripes and blobs, easy to learn."""
 
+import contextlib
 import fcntl
 import signal
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,10 +96,25 @@ def tiny_study(pictures: dict[str, str], **changes: Any) -> Study:
 def s3_server() -> Iterator[str]:
     """Endpoint of an S3 server in this process, which has the bucket `stores`."""
     import boto3
-    from moto.server import ThreadedMotoServer
+    import moto.server
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
+    application: Any = getattr(moto.server, "DomainDispatcherApplication")  # noqa: B009
+    writing = threading.Lock()
+
+    def one_write_at_a_time(create: Any) -> Any:
+        """Look at a condition and write in one, as storage does and moto does not."""
+        answer = application(create)
+
+        def serve(environ: Any, start_response: Any) -> Any:
+            with writing if environ["REQUEST_METHOD"] == "PUT" else contextlib.nullcontext():
+                return answer(environ, start_response)
+
+        return serve
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moto.server, "DomainDispatcherApplication", one_write_at_a_time)
+        server = moto.server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
     host, port = server.get_host_and_port()
     endpoint = f"http://{host}:{port}"
     client = boto3.client(
