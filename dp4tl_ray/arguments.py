@@ -81,9 +81,9 @@ def command_line() -> argparse.ArgumentParser:
         help="stop after this stage; prune leaves the lists of kept examples",
     )  # fmt: skip
     run.add_argument(
-        "--only", nargs="+", default=[], metavar="AXIS=VALUE",
+        "--only", nargs="+", action="extend", default=[], metavar="AXIS=VALUE",
         help="run only the cells there, as an agent of a sweep does: --only seed=0 "
-        "method=label_mapping; all that are done are reported",
+        "method=label_mapping; of several values of an axis all; what is done is reported",
     )  # fmt: skip
     verbs.add_parser(
         "report", parents=[study], help="write tables and pictures from the store",

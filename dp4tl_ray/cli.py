@@ -122,6 +122,8 @@ def _plan(study: "Study", store: "Store", as_json: bool) -> int:
     for stage, n in stages.items():
         to_run = n["unique"] - n["done"]
         print(f"{stage:<12}{n['naive']:>8}{n['unique']:>8}{n['done']:>8}{to_run:>8}")
+    if study.search == "lossless":
+        print("\nsearch: lossless chooses among them, and runs what it needs")
     if absent:
         print("\n" + "\n".join(absent))
     return 0

@@ -132,6 +132,13 @@ class PlannedStep:
         )
 
 
+def title(step: PlannedStep, steps: Mapping[str, PlannedStep]) -> str:
+    """Name a step for people, with the subset that it rests on."""
+    pretrained = steps.get(step.inputs.get("pretrain", ""), step)
+    subset = steps.get(pretrained.inputs.get("prune", ""))
+    return f"{step.stage} {step.name}" + (f" on {subset.name}" if subset else "")
+
+
 @dataclass(frozen=True)
 class Cell:
     """One point of the grid: one pretraining transferred to one target; one line of results."""

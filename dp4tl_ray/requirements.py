@@ -5,12 +5,15 @@ from importlib.util import find_spec
 import numpy as np
 
 from dp4tl_ray.data.load import count_source, is_absent, open_pictures
+from dp4tl_ray.plan import Plan, title
 from dp4tl_ray.specs.adversarial import AutoAttackRobustness
 from dp4tl_ray.specs.data import HuggingFace, OnDisk, located
 from dp4tl_ray.specs.load import StudyError
 from dp4tl_ray.specs.network import TimmNetwork
-from dp4tl_ray.specs.pretraining import Pretrained
+from dp4tl_ray.specs.pretraining import AnyTrained, Pretrained
+from dp4tl_ray.specs.selector import WholeUnits
 from dp4tl_ray.specs.self_supervised import QUEUE_SHARE, MoCoV2
+from dp4tl_ray.specs.steps import ClusterStep, PretrainStep, PruneStep, SurrogateStep
 from dp4tl_ray.specs.study import Study
 from dp4tl_ray.specs.training import Training
 from dp4tl_ray.specs.unit_methods import Counterfactual
@@ -84,6 +87,60 @@ def check_queues(study: Study, absent: list[str] | None = None) -> None:
                 f"{kept // QUEUE_SHARE}, and the same at all ratios, so that they differ in their "
                 "data alone"
             )
+
+
+def check_sizes(plan: Plan, absent: list[str] | None = None) -> None:
+    """Refuse batches and clusters that are more than there is, and histories that are too short.
+
+    Steps say so themselves where it shows only then: after whole classes, or pictures that are
+    skipped.
+
+    Args:
+        plan: What would run.
+        absent: Given, nothing is checked where the source is not here; its absence has been said.
+
+    Raises:
+        StudyError: With the arithmetic.
+        DatasetError: The source is missing.
+    """
+    source = located(plan.study.source, plan.study.data_root)
+    if absent is not None and isinstance(source, OnDisk) and is_absent(source):
+        return
+    total = count_source(source)
+    for step in plan.steps.values():
+        problem = ""
+        match step.spec:
+            case SurrogateStep(surrogate=Training() as recipe, record=record):
+                problem = _batch(recipe, total, "there are")
+                seen = recipe.budget.examples_seen or total * (recipe.budget.epochs or 0)
+                whole = seen // recipe.batch_size * recipe.batch_size // total
+                if not problem and record != "nothing" and whole < 2:
+                    problem = (
+                        f"methods that watch it train need 2 whole epochs, and batches of "
+                        f"{recipe.batch_size} of {total} examples make {whole}: give it more"
+                    )
+            case ClusterStep(clustering=clustering) if clustering.num_clusters > total:
+                number = clustering.num_clusters
+                problem = f"clustering.num_clusters {number} is more than the {total} examples"
+            case PretrainStep(pretraining=Training() as recipe):
+                subset = plan.steps.get(step.inputs.get("prune", ""))
+                ratio, select = 0.0, None
+                if subset is not None:
+                    assert isinstance(subset.spec, PruneStep)
+                    ratio, select = subset.spec.pruning_ratio, subset.spec.select
+                if not isinstance(select, WholeUnits):
+                    kept = round((1 - ratio) * total)
+                    which = f"pruning_ratio {ratio:g} of {total} leaves"
+                    problem = _batch(recipe, kept, which)
+        if problem:
+            raise StudyError(f"{title(step, plan.steps)}: {problem}")
+
+
+def _batch(recipe: AnyTrained, num_examples: int, which: str) -> str:
+    """Say that a batch is more than the examples."""
+    if recipe.batch_size <= num_examples:
+        return ""
+    return f"batch_size {recipe.batch_size} is more than the {num_examples} examples that {which}"
 
 
 def check_shots(study: Study, absent: list[str] | None = None) -> None:

@@ -167,8 +167,14 @@ def _pinned(plan: Plan, surrogates: Iterable[str]) -> int | None:
 def _alarms(
     plan: Plan, store: Store, manifests: Mapping[str, Manifest], surrogates: Iterable[str]
 ) -> tuple[str, ...]:
-    """Collect what trainings and transfers that ended well have to say against themselves."""
-    trained = {"pretraining": manifests.get("pretrain"), "transfer": manifests.get("finetune")}
+    """Collect what steps that ended well have to say against themselves."""
+    named = {
+        "source": "source",
+        "target": "target",
+        "pretraining": "pretrain",
+        "transfer": "finetune",
+    }
+    trained = {name: manifests.get(role) for name, role in named.items()}
     for key in sorted(surrogates):
         artifact = store.find(plan.steps[key])
         trained["surrogate"] = artifact.manifest if artifact else None

@@ -1,6 +1,7 @@
 """A sheet of sample pictures: what the source and the targets look like to a network."""
 
 import contextlib
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -39,7 +40,9 @@ def write_samples(study: Study, folder: Path) -> Path:
         axes.set_title(f"{role}: {label(dataset)}: {counts}", fontsize=10, parse_math=False)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "samples.png"
-    write_atomically(path, partial(figure.savefig, format="png", dpi=150))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # boxes in names will do
+        write_atomically(path, partial(figure.savefig, format="png", dpi=150))
     return path
 
 

@@ -14,7 +14,7 @@ from dp4tl_ray.atomic import write_text
 from dp4tl_ray.contents import Contents, remember, remembered
 from dp4tl_ray.lease import LeaseHeldError
 from dp4tl_ray.plan import Plan, make_plan
-from dp4tl_ray.requirements import check_packages, check_queues, check_shots
+from dp4tl_ray.requirements import check_packages, check_queues, check_shots, check_sizes
 from dp4tl_ray.results import Predictions, collect, failures, write_results
 from dp4tl_ray.runners.board import Board, More, Tasks, tasks_of
 from dp4tl_ray.runners.journal import Follower, Journal
@@ -70,14 +70,15 @@ def plan_study(
     Raises:
         DatasetError: A folder of pictures is missing or empty.
         ScorerError: A plug-in is not installed, or a file of scores, examples or weights not there.
-        StudyError: A queue of keys is too long for the source, a target has too few images for its
-            shots, a list of examples is too short for a ratio, or a package is not installed.
+        StudyError: The source is too small for a queue, a batch, a clustering or a list of examples
+            at a ratio, a target for its shots, or a package is not installed.
     """
     if absent is None:
         check_packages(study)
     known = remembered(store, study.name) if store else {}
     plan = make_plan(study, Contents(known, absent))
     check_queues(study, absent)
+    check_sizes(plan, absent)
     check_shots(study, absent)
     check_lists(study, absent)
     return until_stage(plan, until)

@@ -3,7 +3,8 @@
 Split-half: Spearman correlation of the scores from two halves of the target's train images. Near 0
 the method reads noise. Jaccard: mean overlap of the kept examples over pairs of seeds. Radius: mean
 distance of a target train image from the nearest kept example, in the surrogate's features, over
-that from the nearest of all; 1 loses nothing. None of them knows whether a choice pretrains well;
+that from the nearest of all; 1 loses nothing, - is a study in which no method passes the source
+through the surrogate. None of them knows whether a choice pretrains well;
 the yardstick may, in a study with the method `counterfactual`: Spearman correlation over classes
 of the mean place of their examples with that method's, worth what its regression explains.
 """

@@ -60,7 +60,7 @@ def test_datasets_below_one_root_are_told_apart(
         "targets": sets,
         "methods": ["random_classes"],
         "pruning_ratios": [0.0],
-        "pretraining": ["supervised"],
+        "pretraining": [supervised(batch_size=4, batch_norm={"group_size": 4})],
     }
     study = Study.model_validate(data)
     plan, store = plan_study(study), open_store(str(tmp_path / "store"))
@@ -100,7 +100,7 @@ def of_source(source: dict[str, Any], **changes: Any) -> Study:
             "targets": ["held_out_letters"],
             "methods": ["random_classes"],
             "pruning_ratios": [0.5],
-            "pretraining": ["supervised"],
+            "pretraining": [supervised(batch_size=4, batch_norm={"group_size": 4})],
             **changes,
         }
     )

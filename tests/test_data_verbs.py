@@ -221,8 +221,10 @@ def test_nothing_is_done_twice_and_a_broken_picture_is_named(
 def test_show_draws_even_what_has_a_broken_picture(
     photos: Pictures, dp4tl: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path(photos["source"], "c0").rename(Path(photos["source"], "US$_CA$"))  # no mathematics
-    Path(photos["source"], "US$_CA$", "9.jpg").symlink_to("gone.jpg")
+    Path(photos["source"], "c0").rename(
+        Path(photos["source"], "US$_CA$日本")
+    )  # no mathematics, no font
+    Path(photos["source"], "US$_CA$日本", "9.jpg").symlink_to("gone.jpg")
     assert dp4tl("data", "show", **study_of(photos)) == 0
     with Image.open(capsys.readouterr().out.strip()) as sheet:
         assert sheet.width > 500

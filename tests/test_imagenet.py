@@ -235,6 +235,10 @@ def test_what_there_is_of_the_data_is_not_called_absent(
     # the source is here, so its queue is checked: 32,768 keys for 2,000 pictures
     assert dp4tl("plan", name, tmp_path / "store", here) == 2
     assert "32768 is more than a quarter" in capsys.readouterr().err
+    assert dp4tl("plan", "imagenet_label_mapping", tmp_path / "store", here) == 2
+    assert "batch_size 512 is more than the " in capsys.readouterr().err
+    here += ["surrogate.batch_size=128", "pretraining[0].batch_size=128"]
+    here += ["runtime={pretrain_workers: 1}"]
     assert dp4tl("plan", "imagenet_label_mapping", tmp_path / "store", here) == 0
     absent = capsys.readouterr().out.split("\n\n")[-1].splitlines()
     assert [line.split(" is not here")[0] for line in absent] == [

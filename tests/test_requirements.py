@@ -12,7 +12,7 @@ from dp4tl_ray.data.load import open_pictures
 from dp4tl_ray.specs.data import HandwrittenDigits, HeldOutLetters, HeldOutTextures, Target
 from dp4tl_ray.specs.load import StudyError
 from dp4tl_ray.sweep import plan_study
-from tests.conftest import folder, tiny_study
+from tests.conftest import folder, supervised, tiny_study
 
 
 def test_more_shots_than_a_class_has_images_are_refused_with_the_class(
@@ -54,3 +54,39 @@ def test_the_most_shots_of_embedded_targets_are_what_the_smallest_class_has(kind
     assert check.validate_python({"dataset": name, "shots": int(most)}).shots == most
     with pytest.raises(ValidationError, match="less than or equal"):
         check.validate_python({"dataset": name, "shots": int(most) + 1})
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    (
+        {"pretraining": [supervised(batch_size=80)]},
+        "pretrain supervised-resnet9-s0 on random_classes-r0.5-s0: batch_size 80 is more than the "
+        "72 examples that pruning_ratio 0.5 of 144 leaves",
+    ),
+    (
+        {"surrogate": supervised(batch_size=160)},
+        "surrogate supervised-resnet9-s0: batch_size 160 is more than the 144 examples that "
+        "there are",
+    ),
+    (
+        {"methods": ["semdedup"]},
+        "cluster k1000-s0: clustering.num_clusters 1000 is more than the 144 examples",
+    ),
+    (
+        {"methods": ["forgetting"], "surrogate": supervised(budget={"epochs": 2}, batch_size=40)},
+        "surrogate supervised-resnet9-s0: methods that watch it train need 2 whole epochs, and "
+        "batches of 40 of 144 examples make 1: give it more",
+    ),
+])  # fmt: skip
+def test_what_a_small_source_cannot_give_is_refused_with_the_arithmetic(
+    pictures: dict[str, str], changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(StudyError) as refused:
+        plan_study(tiny_study(pictures, **changes))
+    assert str(refused.value) == said
+
+
+def test_whole_classes_may_be_more_than_the_ratio_says(pictures: dict[str, str]) -> None:
+    methods = [{"method": "random_classes", "select": "whole_units"}]
+    assert plan_study(
+        tiny_study(pictures, methods=methods, pretraining=[supervised(batch_size=80)])
+    ).cells

@@ -223,14 +223,14 @@ def test_a_rerun_adds_nothing_and_a_larger_study_what_is_new(
     assert [record for record in caplog.records if record.name.startswith("dp4tl")] == []
 
     answer = tracked.again(
-        "--set", "pruning_ratios=[0.0, 0.5, 0.95]", "--set", "methods=[label_mapping]",
+        "--set", "pruning_ratios=[0.0, 0.5, 0.85]", "--set", "methods=[label_mapping]",
         "--set", "transfers=[knn]", store=store,
     )  # fmt: skip
     assert answer.returncode == 1
     new = [run for name, run in tracked.server.runs.items() if name not in before]
     assert len(new) == 4 and {run.sweep for run in new} == {*tracked.server.sweeps}
     assert "lists fewer values of pruning_ratio, transfer than the study" in caplog.text
-    (failed,) = [run for run in new if run.config["pruning_ratio"] == 0.95]
+    (failed,) = [run for run in new if run.config["pruning_ratio"] == 0.85]
     assert failed.state == "failed" and "needs at least 2" in failed.summary["error"]
     for run in new:
         if run is not failed:  # its pretraining was there, its transfer is new
@@ -490,7 +490,14 @@ def test_points_that_mean_the_same_share_a_cell(pictures: dict[str, str]) -> Non
     methods = [cell.method for cell in one.cells if cell.method is not None]
     assert [m.method for m in methods] == ["label_mapping"]
     assert len(one.steps) < len(plan.steps)
-    for wrong, said in (("method=el2n", "allowed: label_mapping"), ("ratio=0", "pruning_ratio")):
+    assert only(plan, ["seed=0", "seed=1"]).cells == plan.cells
+    both = only(plan, ["seed=1", "method=label_mapping", "method=random_classes"])
+    assert both.cells == only(plan, ["seed=1"]).cells
+    for wrong, said in (
+        ("method=el2n", "allowed: label_mapping"),
+        ("ratio=0", "pruning_ratio"),
+        ("seed", "write AXIS=VALUE"),
+    ):
         with pytest.raises(StudyError, match=said):
             only(plan, [wrong])
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dp4tl_ray.data.images import SPLITS, Role
 from dp4tl_ray.data.pictures import DatasetError, Pictures, of_files
+from dp4tl_ray.data.tables import WORDS
 from dp4tl_ray.specs.data import ImageFolder
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -23,6 +24,13 @@ def _split_folders(root: Path, role: Role) -> list[Path]:
     if not root.is_dir():
         raise DatasetError(f"image_folder: {root.absolute()} is not a folder; {LAYOUT}")
     splits = [root / split for split in SPLITS if (root / split).is_dir()]
+    others = sorted(f.name for f in root.iterdir() if f.is_dir() and f not in splits)
+    odd = [name for name in others if name.lower() in (*WORDS, "training", "testing")]
+    if odd and (splits or odd == others):  # a class may be called Train, too
+        raise DatasetError(
+            f"image_folder: is {odd[0]} in {root.absolute()} a split? Then name it train, val or "
+            f"test; {LAYOUT}"
+        )
     if not splits:
         return [root]
     needed = ("train",) if role == "source" else ("train", "test")

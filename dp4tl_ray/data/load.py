@@ -2,6 +2,7 @@
 
 import glob
 import os
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import assert_never
@@ -70,7 +71,8 @@ def open_pictures(spec: Dataset, role: Role) -> Pictures:
             "rename it"
         )
     if len(set(pictures.ids)) != len(pictures):
-        raise DatasetError(f"{spec.dataset}: two pictures of {spec.path} have the same id")
+        twice = Counter(pictures.ids).most_common(1)[0][0]
+        raise DatasetError(f"{spec.dataset}: two pictures of {spec.path} have the id {twice!r}")
     if role == "source":
         # what a source lists is its train split
         pictures = replace(pictures.take(pictures.rows("train")), listed_rows=None)
@@ -138,7 +140,7 @@ def fingerprint(spec: AnyOnDisk, role: Role) -> str:
     """
     if isinstance(spec, WebDataset):
         return fingerprint_shards(spec, role)
-    return fingerprint_of(open_pictures(spec, role))
+    return fingerprint_of(open_pictures(spec, role), missing_ok=spec.corrupt == "skip")
 
 
 def place_of(spec: OnDisk) -> str:

@@ -98,13 +98,13 @@ def of_files(
     )
 
 
-def fingerprint(pictures: Pictures) -> str:
+def fingerprint(pictures: Pictures, missing_ok: bool = False) -> str:
     """Identify pictures by name, class and split, and by version, size and time of their files.
 
     Nothing is opened, and the folder that all lie in does not count.
 
     Raises:
-        DatasetError: A file that a list names is not there.
+        DatasetError: A file that a list or a link names is not there, unless it may be missing.
     """
     content = hashlib.sha256(repr((pictures.version, pictures.class_names)).encode())
     rows = zip(pictures.ids, pictures.labels.tolist(), pictures.splits.tolist(), strict=True)
@@ -116,7 +116,13 @@ def fingerprint(pictures: Pictures) -> str:
         try:
             status = os.stat(file)
         except OSError as error:
-            raise DatasetError(f"{file} belongs to the dataset: {error.strerror}") from error
+            if missing_ok:
+                content.update(b"missing\n")
+                continue
+            raise DatasetError(
+                f"{file} belongs to the dataset: {error.strerror}; `exclude` and `corrupt: skip` "
+                "do without it"
+            ) from error
         content.update(f"{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return content.hexdigest()
 

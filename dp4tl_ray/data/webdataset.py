@@ -94,6 +94,10 @@ def _samples(file: Path) -> Iterator[_Sample]:
             if not member.isfile() or (parts := NAME.fullmatch(member.name)) is None:
                 continue
             key, ending = parts[1], parts[2].lower()
+            if key in pictures and ending in PICTURES:
+                raise DatasetError(
+                    f"webdataset: {file} has {key} twice: samples of a shard differ in their keys"
+                )
             if ending in PICTURES:
                 pictures[key] = member
             elif ending in LABELS and (ending == "cls" or key not in labels):

@@ -25,7 +25,7 @@ from dp4tl_ray.specs.data import Dataset, OnDisk
 from dp4tl_ray.specs.records import ExportFormat
 
 COLUMNS = ("index", "id", "class_index", "class_name", "score", "rank")
-ASCENDING: tuple[ExportFormat, ...] = ("npy", "ffcv-indices", "imagefolder-symlinks")
+ASCENDING: tuple[ExportFormat, ...] = ("ffcv-indices", "imagefolder-symlinks")
 """Formats in the order of the source; the others list the most wanted first."""
 INDICES_ONLY: tuple[ExportFormat, ...] = ("npy", "ffcv-indices")
 """Formats without ids."""
@@ -91,14 +91,14 @@ def write_format(kept: Kept, form: ExportFormat, folder: Path, out: Path) -> tup
         )
     match form:
         case "npy":
-            np.save(folder / "kept.npy", kept.indices, allow_pickle=False)
+            np.save(folder / "kept.npy", kept.listed_rows[kept.rows], allow_pickle=False)
             return ["kept.npy"], (
                 f'torch.utils.data.Subset(dataset, numpy.load("kept.npy"))  # dataset: {dataset}'
             )
         case "txt":
             text = "".join(f"{kept.ids[row]}\n" for row in kept.rows)
             (folder / "kept.txt").write_text(text, encoding="utf-8")
-            return ["kept.txt"], 'open("kept.txt").read().splitlines()'
+            return ["kept.txt"], 'open("kept.txt", encoding="utf-8").read().split("\\n")[:-1]'
         case "csv":
             with (folder / "kept.csv").open("w", encoding="utf-8", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerows([COLUMNS, *kept.records()])

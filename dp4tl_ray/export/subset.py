@@ -62,7 +62,10 @@ def export_subset(
     out = out.absolute()
     kept = load_subset(plan, store, cell, command)
     part = out.with_name(f".{out.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part")
-    part.mkdir(parents=True)
+    try:
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise ExportError(f"--out {out}: cannot be written: {error.strerror}") from error
     try:
         names, use = write_format(kept, form, part, out)
         files = {n: File(sha256=sha256_of(part / n), size=(part / n).stat().st_size) for n in names}
@@ -168,7 +171,7 @@ def _target(cell: Cell) -> str:
 def _order_text(rule: AnySelector, form: ExportFormat) -> str:
     """Say in which order the examples are listed."""
     if form in ASCENDING:
-        return "that of the source; --format csv, txt, hf or dp4tl list the most wanted first"
+        return "that of the source; --format npy, csv, txt, hf and dp4tl list the most wanted first"
     if isinstance(rule, WholeUnits):
         return (
             "most wanted first: units by their score, examples within a unit as the method has "

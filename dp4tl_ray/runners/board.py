@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
 
-from dp4tl_ray.plan import Plan, PlannedStep, is_wide
+from dp4tl_ray.plan import Plan, PlannedStep, is_wide, title
 from dp4tl_ray.runners.journal import Journal, News, Progress
 
 State = Literal["waiting", "ready", "running", "done", "failed"]
@@ -258,7 +258,7 @@ class Board:
         self.crews.pop(lane, None)
         for key in held:
             entry = self.entries[key]
-            name = f"{entry.step.stage} {entry.step.name}"
+            name = title(entry.step, self.plan.steps)
             if preempted:
                 entry.attempts -= 1
                 entry.preemptions += 1
@@ -337,7 +337,7 @@ class Board:
         self.closed = True
         for key, entry in self.entries.items():
             if entry.state not in ("done", "failed"):
-                self.fail(key, f"{entry.step.stage} {entry.step.name}: {why}")
+                self.fail(key, f"{title(entry.step, self.plan.steps)}: {why}")
 
     @property
     def finished(self) -> bool:

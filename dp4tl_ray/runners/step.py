@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import torch
 
 from dp4tl_ray.lease import Lease, LeaseHeldError
-from dp4tl_ray.plan import PlannedStep
+from dp4tl_ray.plan import PlannedStep, title
 from dp4tl_ray.runners.admission import InfeasibleError
 from dp4tl_ray.runners.log import StepLog
 from dp4tl_ray.specs.study import Runtime
@@ -77,7 +77,7 @@ def run_step(
     because the others may be waiting for this worker for ever.
     """
     step = steps[key]
-    name = f"{step.stage} {step.name}"
+    name = title(step, steps)
     outcome: Outcome = "ran"
     error = trace = ""
     log = StepLog(store.folder(step))

@@ -11,6 +11,7 @@ installed: on a cluster, on every node.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -102,7 +103,9 @@ def pretrained_fingerprint(spec: Pretrained) -> str:
 
 
 def scores_from_file(path: str, ids: Sequence[str]) -> Floats:
-    """Read scores of an .npz with `ids` (N,) and `scores` (N,), in any order, joined by id.
+    """Read scores of an .npz with `ids` (M,) and `scores` (M,), in any order, joined by id.
+
+    It may have more than the N examples, such as those that `exclude` leaves out.
 
     Raises:
         ScorerError: Not such a file, or of another dataset.
@@ -110,17 +113,21 @@ def scores_from_file(path: str, ids: Sequence[str]) -> Floats:
     try:
         with np.load(path, allow_pickle=False) as file:
             names, scores = file["ids"], file["scores"]
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, EOFError) as error:
         raise ScorerError(
-            f"scores_file {path}: needs arrays ids and scores in an .npz ({error})"
+            f"scores_file {path}: needs arrays ids and scores in an .npz, as "
+            f"numpy.savez({path!r}, ids=ids, scores=scores) writes it ({error})"
         ) from error
+    if names.dtype.kind != "U":
+        raise ScorerError(f"scores_file {path}: ids are {names.dtype}; they must be texts")
     values = checked_scores(scores, len(names), f"scores_file {path}")
     of = dict(zip(names.tolist(), values.tolist(), strict=True))
-    missing = [name for name in ids if name not in of]
-    if missing or len(of) != len(ids):
-        example = f", such as {missing[0]!r}" if missing else ""
+    if len(of) < len(names):
+        twice = Counter(names.tolist()).most_common(1)[0][0]
+        raise ScorerError(f"scores_file {path}: has {twice!r} more than once")
+    if missing := [name for name in ids if name not in of]:
         raise ScorerError(
-            f"scores_file {path} is of another dataset: it has {len(of)} ids, the source "
-            f"{len(ids)}, of which {len(missing)} are not in it{example}"
+            f"scores_file {path} is of another dataset: {len(missing)} of the source's {len(ids)} "
+            f"examples are not in it, such as {missing[0]!r}; its ids look like {names[0]!r}"
         )
     return np.array([of[name] for name in ids], np.float64)

@@ -8,6 +8,7 @@ and the error messages all repeat them.
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -19,9 +20,9 @@ from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError, c
 
 
 def did_you_mean(wrong: object, allowed: Iterable[str]) -> str:
-    """Name the allowed values, the nearest one first when there is a near one."""
-    names = sorted(allowed)
-    near = difflib.get_close_matches(str(wrong), names, n=1, cutoff=0.5)
+    """Name the allowed values, the nearest one first when there is a near one; no number is."""
+    names, is_name = sorted(allowed), not re.fullmatch(r"[-+.\d]+", str(wrong))
+    near = difflib.get_close_matches(str(wrong), names, n=1, cutoff=0.5) if is_name else []
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{hint}allowed: {', '.join(names)}"
 
@@ -123,6 +124,8 @@ class BareName:
         if self.tag not in value:
             if near := difflib.get_close_matches(self.tag, [*map(str, value)], n=1, cutoff=0.75):
                 raise _unknown_field(near[0], [self.tag])
+            if named := [name for name in names if name in value]:
+                context["hint"] = f"write {{{self.tag}: {named[0]}, ...}}"
             raise PydanticCustomError("missing_tag", "is required; {hint}", context)
         if (tag := value[self.tag]) not in names:
             context |= {"name": repr(tag), "hint": did_you_mean(tag, names)}

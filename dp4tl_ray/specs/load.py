@@ -126,7 +126,8 @@ class _Source:
         except MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             context = f" ({error.context})" if error.context else ""
-            message = f"not YAML: {error.problem}{context}"
+            hint = "; a text that holds { needs quotes" if "got '{'" in str(error.problem) else ""
+            message = f"not YAML: {error.problem}{context}{hint}"
             raise StudyError(self.point(mark.line, mark.column, message)) from None
         except ReaderError as error:
             message = f"not YAML: character {chr(error.character)!r} is not allowed"

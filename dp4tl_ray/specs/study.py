@@ -38,7 +38,8 @@ class Runtime(Spec):
     """Where and how wide to run; never part of a result's identity."""
 
     pretrain_workers: Count = 1
-    """Data-parallel workers of one pretraining."""
+    """Data-parallel workers of one pretraining. They take the steps that one would, up to the order
+    of float additions, whose rounding may show in small test sets."""
     min_workers: Count | None = None
     """Fewest workers that a pretraining goes on with when nodes leave; null waits for all."""
     sharding: Literal["ddp", "fsdp2"] = "ddp"

@@ -79,21 +79,22 @@ def only(plan: Plan, point: Sequence[str]) -> Plan:
 
     Args:
         plan: With cells.
-        point: Texts axis=value; an axis that is left out is not restricted.
+        point: Texts axis=value; of several values of an axis any will do, and one that is left out
+            is not restricted.
 
     Raises:
         StudyError: An axis or a value that the study does not have.
     """
     axes = axes_of_sweep(plan.study)
-    wanted: dict[str, str] = {}
+    wanted: dict[str, list[str]] = {}
     for text in point:
-        name, _, value = text.partition("=")
-        if name not in axes:
-            raise StudyError(f"--only {text}: {did_you_mean(name, axes)}")
+        name, given, value = text.partition("=")
+        if name not in axes or not given:
+            raise StudyError(f"--only {text}: write AXIS=VALUE; {did_you_mean(name, axes)}")
         values = [str(known) for known in axes[name]]
         if value not in values and not any(_equal(value, known) for known in values):
             raise StudyError(f"--only {text}: {did_you_mean(value, values)}")
-        wanted[name] = value
+        wanted.setdefault(name, []).append(value)
     cells = [cell for cell in plan.cells if _meant(cell, wanted)]
     keys = frozenset[str]().union(
         *(plan.closure(key) for cell in cells for key in cell.steps.values())
@@ -101,8 +102,8 @@ def only(plan: Plan, point: Sequence[str]) -> Plan:
     return Plan(plan.study, {k: s for k, s in plan.steps.items() if k in keys}, cells, plan.naive)
 
 
-def _meant(cell: Cell, wanted: Mapping[str, str]) -> bool:
-    """Whether a cell is at a point."""
+def _meant(cell: Cell, wanted: Mapping[str, Sequence[str]]) -> bool:
+    """Whether a cell is at one of the points."""
     place: dict[str, Any] = {
         "target": label(cell.target),
         "pretraining": label(cell.pretraining),
@@ -115,7 +116,11 @@ def _meant(cell: Cell, wanted: Mapping[str, str]) -> bool:
         place["adversarial"] = label(cell.adversarial)
     if cell.method is not None:
         place["method"] = label(cell.method)
-    return all(_equal(wanted[name], str(value)) for name, value in place.items() if name in wanted)
+    return all(
+        any(_equal(value, str(place[name])) for value in values)
+        for name, values in wanted.items()
+        if name in place
+    )
 
 
 def _equal(one: str, other: str) -> bool:

@@ -247,7 +247,8 @@ def _how_to_convert(path: Path) -> str:
 weights {path} hold more than tensors{what}, and nothing is unpickled here, because that may run \
 anything. If you trust the file, take its tensors out once:
     import torch; from safetensors.torch import save_file
-    state = torch.load({str(path)!r}, weights_only=False, map_location="cpu")["state_dict"]
+    state = torch.load({str(path)!r}, weights_only=False, map_location="cpu")
+    state = state.state_dict() if isinstance(state, torch.nn.Module) else state["state_dict"]
     save_file({{n: t.clone().contiguous() for n, t in state.items()}}, "{stem}.safetensors")"""
 
 

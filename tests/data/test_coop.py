@@ -88,7 +88,7 @@ def test_what_is_missing_is_answered_with_where_to_get_it(tmp_path: Path) -> Non
     ('{"train": [["a", 0, "x"], ["b", 0, "y"]], "val": [], "test": []}', "calls class 0 'x', and"),
     ('{"train": [["a", 1, "x"]], "val": [], "test": []}', "are not 0 to 0"),
     ('{"train": [], "val": [], "test": []}', "has no train pictures"),
-    ('{"train": [["a", 0, "x"]], "val": [["a", 0, "x"]], "test": []}', "have the same id"),
+    ('{"train": [["a", 0, "x"]], "val": [["a", 0, "x"]], "test": []}', "have the id"),
 ])  # fmt: skip
 def test_a_damaged_file_is_refused(content: str, message: str, tmp_path: Path) -> None:
     path = copies.coop(tmp_path, "OxfordPets", RNG)

@@ -139,7 +139,7 @@ def test_one_that_fails_is_named_with_its_package(package: Path) -> None:
     ("beyond", "splits from 3 to 5; 0 to 2 are allowed"),
     ("groups", "groups from 0 to 0; 0 to -1 are allowed"),
     ("numbers", "ids that are no strings"),
-    ("twice", "have the same id"),
+    ("twice", "have the id"),
     ("names", "a class name twice"),
     ("files", "1 files and 36 ids, and says one_file_each"),
 ])  # fmt: skip

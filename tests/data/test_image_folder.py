@@ -301,3 +301,37 @@ def test_ids_with_spaces_at_their_ends_can_be_excluded(
     spec = ImageFolder(path=str(folder), exclude=str(tmp_path / "list.txt"))
     ids = open_pictures(spec, "source").ids
     assert len(ids) == 6 * 24 - 2 and " dogs/000.png" not in ids and " dogs/002.png" in ids
+
+
+@pytest.mark.parametrize(("names", "odd"), [
+    (("Train", "Test"), "Test"),
+    (("train", "valid", "test"), "valid"),
+    (("training", "testing"), "testing"),
+])  # fmt: skip
+def test_a_folder_that_may_be_a_split_is_asked_about(
+    pictures: dict[str, str], tmp_path: Path, names: tuple[str, ...], odd: str
+) -> None:
+    for name in names:
+        shutil.copytree(pictures["target"], tmp_path / name)
+    with pytest.raises(DatasetError, match=f"is {odd} in .* a split"):
+        open_pictures(ImageFolder(path=str(tmp_path)), "target")
+
+
+def test_a_class_may_be_called_as_a_split_is_elsewhere(
+    pictures: dict[str, str], tmp_path: Path
+) -> None:
+    shutil.copytree(pictures["target"], tmp_path / "vehicles")
+    sorted((tmp_path / "vehicles").iterdir())[0].rename(tmp_path / "vehicles" / "Train")
+    found = open_pictures(ImageFolder(path=str(tmp_path / "vehicles")), "source")
+    assert len(found.class_names) == 3 and "Train" in found.class_names
+
+
+def test_a_link_to_nothing_stops_a_run_unless_it_may_skip(
+    pictures: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "source"
+    shutil.copytree(pictures["source"], folder)
+    (sorted(folder.iterdir())[0] / "gone.png").symlink_to("nowhere.png")
+    with pytest.raises(DatasetError, match=r"gone\.png .*`exclude` and `corrupt: skip`"):
+        fingerprint(ImageFolder(path=str(folder)), "source")
+    assert fingerprint(ImageFolder(path=str(folder), corrupt="skip"), "source")

@@ -282,7 +282,7 @@ def test_columns_may_have_other_names_and_hugging_faces_form(tmp_path: Path) -> 
     wrong = open_pictures(spec("parquet", tmp_path, image="fine", label="name"), "source")
     with pytest.raises(DatasetError, match=r"column 'fine' of .* does not hold pictures"):
         wrong.read(0)
-    with pytest.raises(DatasetError, match=r"two pictures of .* have the same id"):
+    with pytest.raises(DatasetError, match=r"two pictures of .* have the id"):
         open_pictures(spec("parquet", tmp_path, image="img", label="fine", id="fine"), "source")
 
 
@@ -425,3 +425,12 @@ def test_json_that_names_no_class_is_refused_unless_another_file_does(
     with tarfile.open(tmp_path / "0.tar", "a") as shard:
         add(shard, "a.cls", b"ape")
     assert open_pictures(WebDataset(path=str(tmp_path)), "source").class_names == ("ape",)
+
+
+def test_a_key_that_comes_twice_is_refused_by_name(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as shard:
+        for label in (b"0", b"1"):
+            add(shard, "a.jpg", encoded())
+            add(shard, "a.cls", label)
+    with pytest.raises(DatasetError, match=r"0\.tar has a twice"):
+        open_pictures(WebDataset(path=str(tmp_path)), "source")

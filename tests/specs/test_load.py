@@ -97,6 +97,8 @@ MISTAKES = [
      "{dataset: image_folder}"),
     ("glyphs_and_textures", "{path: x}", "2:9", "source.dataset",
      ["is required; allowed: cifar10, ", "glyphs_and_textures, huggingface, "], "{path: x}"),
+    ("glyphs_and_textures", "{cifar10: {path: x}}", "2:9", "source.dataset",
+     ["is required; write {dataset: cifar10, ...}"], "{cifar10: {path: x}}"),
     ("glyphs_and_textures", "3", "2:9", "source",
      ["must be a name or a record, got 3; allowed: cifar10, "], "3"),
     ("glyphs_and_textures", "{dataset: glyphs_and_textures, image_size: true}", "2:52",

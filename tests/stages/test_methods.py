@@ -11,7 +11,7 @@ import pytest
 
 from dp4tl_ray.data.images import LabeledImages
 from dp4tl_ray.plan import Cell, Plan, PlannedStep
-from dp4tl_ray.scoring.elsewhere import ScorerError
+from dp4tl_ray.scoring.elsewhere import ScorerError, scores_from_file
 from dp4tl_ray.specs.adversarial import PGDRobustness
 from dp4tl_ray.specs.base import label
 from dp4tl_ray.specs.steps import ScoreStep
@@ -257,6 +257,15 @@ def test_scores_of_another_dataset_are_refused(pictures: Pictures, tmp_path: Pat
     method = {"method": "scores_file", "path": str(path)}
     _, _, errors = choose(pictures, tmp_path / "store", [method])
     assert any("is of another dataset" in e and "stripes5/023.png" in e for e in errors.values())
+    more = [*ids_of(pictures), "other.png"]  # such as one that `exclude` leaves out
+    np.savez(path, ids=np.array(more), scores=np.arange(145.0))
+    assert scores_from_file(str(path), more[1:-1]).tolist() == [*range(1, 144)]
+    np.savez(path, ids=np.array([*more, "stripes1/003.png"]), scores=np.zeros(146))
+    with pytest.raises(ScorerError, match=r"has 'stripes1/003.png' more than once"):
+        scores_from_file(str(path), more)
+    np.savez(path, ids=np.array(more, bytes), scores=np.zeros(145))
+    with pytest.raises(ScorerError, match="must be texts"):
+        scores_from_file(str(path), more)
     with pytest.raises(ScorerError, match="No such file"):
         choose(pictures, tmp_path, [{"method": "scores_file", "path": str(tmp_path / "no.npz")}])
 
@@ -288,9 +297,7 @@ def test_a_list_that_became_too_short_is_refused_where_it_is_used(
 @pytest.mark.parametrize(
     ("method", "ratio", "message"),
     [
-        ({"method": "feature_mapping", "clustering": {"num_clusters": 145}}, 0.5, "145"),
         ({"method": "dyn_unc", "window": 9}, 0.5, "window"),
-        ("random_examples", 0.999, "keeps none of 144 examples"),
         ({"method": "random_classes", "select": "whole_units"}, 0.95, "keeps none of 6 units"),
     ],
 )

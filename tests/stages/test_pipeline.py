@@ -169,10 +169,10 @@ def test_subsets_depend_on_the_targets_train_images_alone(
 def test_a_subset_that_cannot_be_trained_on_is_refused_by_name(
     pictures: Pictures, tmp_path: Path
 ) -> None:
-    _, _, outcome = run(pictures, tmp_path, pruning_ratios=[0.0, 0.9], methods=["random_classes"])
+    _, _, outcome = run(pictures, tmp_path, pruning_ratios=[0.0, 0.85], methods=["random_classes"])
     failed = [r for r in outcome.results if r.status == "failed"]
-    assert [(r.method, r.pruning_ratio) for r in failed] == [("random_classes", 0.9)]
-    assert "the 14 examples that are kept are of 1 class" in failed[0].error
+    assert [(r.method, r.pruning_ratio) for r in failed] == [("random_classes", 0.85)]
+    assert "the 22 examples that are kept are of 1 class" in failed[0].error
     assert failed[0].metrics is None
     assert sum(r.status == "done" for r in outcome.results) == 3
 
@@ -180,15 +180,14 @@ def test_a_subset_that_cannot_be_trained_on_is_refused_by_name(
 def test_fewer_examples_than_a_batch_are_refused_by_name(
     pictures: Pictures, tmp_path: Path
 ) -> None:
-    big = recipe(batch_size=144, batch_norm={"group_size": 144})
     _, _, outcome = run(
         pictures,
         tmp_path,
-        pretraining=[{"objective": "supervised", **big}],
-        methods=["random_classes"],
+        pretraining=[supervised(batch_size=80)],
+        methods=[{"method": "random_classes", "select": "whole_units"}],
     )
     failed = [r.error for r in outcome.results if r.status == "failed"]
-    assert len(failed) == 1 and "72 examples are kept, fewer than one batch of 144" in failed[0]
+    assert len(failed) == 1 and "72 examples are kept, fewer than one batch of 80" in failed[0]
 
 
 def test_a_loss_that_is_nan_fails_its_cell_and_no_other(pictures: Pictures, tmp_path: Path) -> None:
