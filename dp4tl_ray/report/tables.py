@@ -232,7 +232,7 @@ def _cost_row(point: Point) -> list[str]:
         f"{len(point.done)}{failed}",
         _mean([r.class_ratio for r in point.done], "{:.3f}"),
         _mean([r.num_kept for r in point.done], "{:,.0f}"),
-        _mean([r.num_classes_kept for r in point.done], "{:,.0f}"),
+        _mean([r.num_classes_kept for r in point.done], "{:,.1f}").removesuffix(".0"),
         _mean([r.unvoted_share for r in point.done], "{:.3f}"),
         MISSING if point.loss_bound is None else f"{point.loss_bound:.3f}",
         MISSING if point.gain_kept is None else f"{point.gain_kept:.3f}",
