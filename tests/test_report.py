@@ -423,9 +423,12 @@ def test_weights_from_elsewhere_are_a_level_and_no_panel() -> None:
     assert f"- {name}: 0.900 ± 0.000, 3 seeds" in report(lines)
 
 
-def test_alarms_are_listed_with_the_cell_that_they_are_about() -> None:
+def test_alarms_are_listed_once_with_a_cell_that_they_are_about() -> None:
     said = "pretraining collapsed: the embeddings fill 2.1 of 32 dimensions"
-    text = report(by_hand(seeds=[0, 1]) + by_hand(seeds=[2], alarms=(said,)))
-    assert "## Alarms: 5" in text
-    assert f"label_mapping at 0.5, epochs=3, linear_probe, seed 2: {said}" in text
+    alarmed = by_hand(seeds=[2], alarms=(said,))
+    text = report(by_hand(seeds=[0, 1]) + alarmed)
+    assert "## Alarms: 1" in text
+    assert f"linear_probe, seed 2 and {len(alarmed) - 1} more results: {said}" in text
+    alarmed[-1] = alarmed[-1].model_copy(update={"alarms": ("another",)})
+    assert "seed 2: another" in report(alarmed)
     assert "## Alarms" not in report(by_hand())

@@ -19,7 +19,6 @@ from dp4tl_ray.algorithms.memory import CHUNK_BYTES, row_chunks
 Features = npt.NDArray[np.floating]
 Indices = npt.NDArray[np.int64]
 Centres = npt.NDArray[np.float32]
-"""Replaces each tensor, in place, by its sum over all processes."""
 
 CACHE_BYTES = 32 * 2**20
 """On a CPU, a chunk that stays in the cache between the product and the search for its minimum."""

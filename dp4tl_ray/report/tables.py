@@ -88,9 +88,13 @@ def markdown(
             if under.setting == panel.setting:
                 lines += ["", f"### Under {attack}", "", _level(under)]
                 lines += ["", *_accuracy_table(under, margin)] if under.curves else []
-    alarms = [f"- {cell_name(r)}: {alarm}" for r in results for alarm in r.alarms]
+    alarms: dict[str, list[Result]] = {}
+    for r in results:
+        for alarm in r.alarms:
+            alarms.setdefault(alarm, []).append(r)
     if alarms:
-        lines += ["", f"## Alarms: {len(alarms)}", "", *alarms]
+        lines += ["", f"## Alarms: {len(alarms)}", ""]
+        lines += [f"- {_whose(of)}: {alarm}" for alarm, of in alarms.items()]
     failed = [r for r in results if r.status == "failed"]
     if failed:
         lines += ["", f"## Failed: {len(failed)} of {len(results)}", ""]
@@ -240,6 +244,12 @@ def _cost_row(point: Point) -> list[str]:
         MISSING if point.speed_up is None else f"{point.speed_up:.2f}x",
         MISSING if point.net_speed_up is None else f"{point.net_speed_up:.2f}x",
     ]
+
+
+def _whose(results: Sequence[Result]) -> str:
+    """Name the results that share an alarm."""
+    more = f" and {len(results) - 1} more results" if len(results) > 1 else ""
+    return f"{cell_name(results[0])}{more}"
 
 
 def _seeds(number: int) -> str:

@@ -230,8 +230,8 @@ class Result(Spec):
     num_workers: int
     """Data-parallel workers of the pretraining."""
     alarms: Listed[str] = ()
-    """What is wrong with the training of the surrogate or of the network, although it ended well;
-    such as a collapse."""
+    """What is wrong with steps that ended well: pictures that data left out, the training of the
+    surrogate or of the network that collapsed, a transfer whose gradients may be masked."""
     status: Literal["done", "failed"]
     """failed: a step on the way failed; `error` says which and why."""
     error: str = ""
