@@ -132,15 +132,21 @@ def _embedded(spec: Embedded) -> LabeledImages:
             assert_never(spec)
 
 
-def fingerprint(spec: AnyOnDisk, role: Role) -> str:
+def fingerprint(spec: AnyOnDisk, role: Role, listed: Pictures | None = None) -> str:
     """Identify what a dataset's files hold, without opening the pictures.
+
+    Args:
+        spec: Dataset.
+        role: What it is for.
+        listed: What `open_pictures` has given just now; a million files take a while to list.
 
     Raises:
         DatasetError: Files are missing, or not as they should be.
     """
     if isinstance(spec, WebDataset):
         return fingerprint_shards(spec, role)
-    return fingerprint_of(open_pictures(spec, role), missing_ok=spec.corrupt == "skip")
+    pictures = open_pictures(spec, role) if listed is None else listed
+    return fingerprint_of(pictures, missing_ok=spec.corrupt == "skip")
 
 
 def place_of(spec: OnDisk) -> str:

@@ -90,5 +90,6 @@ def _pack(spec: DataStep, number: int, folder: Path, notes: Path) -> None:
 def _opened(spec: str) -> Pictures:
     """List a dataset once per process: of a million files that takes seconds."""
     step = DataStep.model_validate_json(spec)
-    check_unchanged(step)
-    return open_pictures(step.dataset, step.role)
+    pictures = open_pictures(step.dataset, step.role)
+    check_unchanged(step, pictures)
+    return pictures

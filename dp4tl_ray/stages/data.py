@@ -23,7 +23,7 @@ def run_data(spec: DataStep, job: Job) -> Metrics:
     """Write the pictures, labels, splits, ids, class names, groups and pixel statistics."""
     try:
         pictures = open_pictures(spec.dataset, spec.role)
-        check_unchanged(spec)
+        check_unchanged(spec, pictures)
         index = _pack(pictures, packing_of(spec.dataset), job)
         check_unchanged(spec)
     except DatasetError as error:
@@ -66,17 +66,21 @@ def _untrained(pictures: Pictures) -> Iterator[str]:
         yield f"has {len(missing)} classes with test and no train pictures, such as {name}"
 
 
-def check_unchanged(spec: DataStep) -> None:
+def check_unchanged(spec: DataStep, listed: Pictures | None = None) -> None:
     """Make sure that files are what they were when the study was planned.
 
     Whoever packs lists them anew: on another machine, or after an interruption.
+
+    Args:
+        spec: What was planned.
+        listed: The pictures, if they have been listed just now.
 
     Raises:
         DatasetError: They are not.
     """
     if not (isinstance(spec.dataset, OnDisk) and spec.fingerprint):
         return
-    if fingerprint(spec.dataset, spec.role) != spec.fingerprint:
+    if fingerprint(spec.dataset, spec.role, listed) != spec.fingerprint:
         raise DatasetError(
             f"{spec.dataset.path} is not what it was when the study was planned: run it again (and "
             "if machines have copies of it, those must be equal, with their times)"
