@@ -22,7 +22,7 @@ SCHEMA_NAMES = ("study", "manifest", "result", "export")
 EXPORT_FORMATS = ("npy", "txt", "csv", "imagefolder-symlinks", "ffcv-indices", "hf", "dp4tl")
 EXPORT_EPILOG = """\
 formats, and the file that each writes beside manifest.json:
-  npy                   kept.npy: indices into the source's dataset, int64, ascending
+  npy                   kept.npy: indices into the source's dataset, int64, most wanted first
   txt                   kept.txt: ids, one per line, most wanted first
   csv                   kept.csv: index, id, class_index, class_name, score, rank (0 is the first)
   imagefolder-symlinks  train/CLASS/...: links to the pictures, where each is a file

@@ -117,11 +117,13 @@ def check_sizes(plan: Plan, absent: list[str] | None = None) -> None:
                 if not problem and record != "nothing" and whole < 2:
                     problem = (
                         f"methods that watch it train need 2 whole epochs, and batches of "
-                        f"{recipe.batch_size} of {total} examples make {whole}: give it more"
+                        f"{recipe.batch_size} of {total} examples make {whole}: raise its budget"
                     )
             case ClusterStep(clustering=clustering) if clustering.num_clusters > total:
                 number = clustering.num_clusters
-                problem = f"clustering.num_clusters {number} is more than the {total} examples"
+                problem = (
+                    f"clustering.num_clusters {number} is more than the {total} examples: lower it"
+                )
             case PretrainStep(pretraining=Training() as recipe):
                 subset = plan.steps.get(step.inputs.get("prune", ""))
                 ratio, select = 0.0, None
@@ -140,7 +142,10 @@ def _batch(recipe: AnyTrained, num_examples: int, which: str) -> str:
     """Say that a batch is more than the examples."""
     if recipe.batch_size <= num_examples:
         return ""
-    return f"batch_size {recipe.batch_size} is more than the {num_examples} examples that {which}"
+    return (
+        f"batch_size {recipe.batch_size} is more than the {num_examples} examples that {which}: "
+        "lower it, or prune less"
+    )
 
 
 def check_shots(study: Study, absent: list[str] | None = None) -> None:

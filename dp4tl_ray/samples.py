@@ -58,6 +58,4 @@ def _sheet(pictures: Pictures, size: int, channels: int) -> tuple[npt.NDArray[np
             with contextlib.suppress(DecodeError, OSError):  # a white square; `check` names it
                 column[n] = square(decoded(pictures.read(int(row)), channels), size)
         columns.append(np.concatenate(list(column)))
-    return np.concatenate(columns, axis=1), [
-        pictures.class_names[k].replace("$", r"\$") for k in classes
-    ]
+    return np.concatenate(columns, axis=1), [pictures.class_names[k] for k in classes]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image, ImageOps
 
 from dp4tl_ray import store as store_module
@@ -219,13 +220,22 @@ def test_nothing_is_done_twice_and_a_broken_picture_is_named(
 
 
 def test_show_draws_even_what_has_a_broken_picture(
-    photos: Pictures, dp4tl: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    photos: Pictures,
+    dp4tl: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    Path(photos["source"], "c0").rename(
-        Path(photos["source"], "US$_CA$日本")
-    )  # no mathematics, no font
-    Path(photos["source"], "US$_CA$日本", "9.jpg").symlink_to("gone.jpg")
+    name, written, write = "US$_CA$日本", list[str](), Axes.set_xticks  # not maths, and no font
+    Path(photos["source"], "c0").rename(Path(photos["source"], name))
+    Path(photos["source"], name, "0a.jpg").symlink_to("gone.jpg")
+
+    def set_xticks(axes: Axes, at: Any, labels: Any = (), **options: Any) -> Any:
+        written.extend(labels)
+        return write(axes, at, labels, **options)
+
+    monkeypatch.setattr(Axes, "set_xticks", set_xticks)
     assert dp4tl("data", "show", **study_of(photos)) == 0
+    assert written == [name, "c1", "c2", "c3", "c0", "c1"]
     with Image.open(capsys.readouterr().out.strip()) as sheet:
         assert sheet.width > 500
 

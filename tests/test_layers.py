@@ -110,13 +110,18 @@ def test_ray_and_wandb_are_imported_in_one_place_each() -> None:
         assert users == places, library
 
 
+def printed(code: str) -> str:
+    """Return what some code prints in a process of its own."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def test_specs_and_help_are_light() -> None:
     code = (
         "import sys, dp4tl_ray.cli, dp4tl_ray.specs.load, dp4tl_ray.plan\n"
         "print([m for m in ('torch', 'ray', 'wandb', 'matplotlib', 'sklearn') if m in sys.modules])"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout == "[]\n"
+    assert printed(code) == "[]\n"
 
 
 def test_a_plan_imports_what_reads_pictures_only_where_it_is_needed() -> None:
@@ -129,8 +134,7 @@ def test_a_plan_imports_what_reads_pictures_only_where_it_is_needed() -> None:
         "readers = ('torch', 'torchvision', 'datasets', 'pyarrow', 'webdataset')\n"
         "print(len(plan.steps) > 0, [m for m in readers if m in sys.modules])"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout == "True []\n"
+    assert printed(code) == "True []\n"
 
 
 def test_a_training_imports_nothing_on_its_own_time() -> None:
@@ -140,5 +144,4 @@ def test_a_training_imports_nothing_on_its_own_time() -> None:
         "torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)\n"
         "print([m for m in sys.modules if m not in before])"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout == "[]\n"
+    assert printed(code) == "[]\n"

@@ -60,21 +60,21 @@ def test_the_most_shots_of_embedded_targets_are_what_the_smallest_class_has(kind
     (
         {"pretraining": [supervised(batch_size=80)]},
         "pretrain supervised-resnet9-s0 on random_classes-r0.5-s0: batch_size 80 is more than the "
-        "72 examples that pruning_ratio 0.5 of 144 leaves",
+        "72 examples that pruning_ratio 0.5 of 144 leaves: lower it, or prune less",
     ),
     (
         {"surrogate": supervised(batch_size=160)},
         "surrogate supervised-resnet9-s0: batch_size 160 is more than the 144 examples that "
-        "there are",
+        "there are: lower it, or prune less",
     ),
     (
         {"methods": ["semdedup"]},
-        "cluster k1000-s0: clustering.num_clusters 1000 is more than the 144 examples",
+        "cluster k1000-s0: clustering.num_clusters 1000 is more than the 144 examples: lower it",
     ),
     (
         {"methods": ["forgetting"], "surrogate": supervised(budget={"epochs": 2}, batch_size=40)},
         "surrogate supervised-resnet9-s0: methods that watch it train need 2 whole epochs, and "
-        "batches of 40 of 144 examples make 1: give it more",
+        "batches of 40 of 144 examples make 1: raise its budget",
     ),
 ])  # fmt: skip
 def test_what_a_small_source_cannot_give_is_refused_with_the_arithmetic(

@@ -473,6 +473,18 @@ def test_a_view_of_a_server_that_refuses_the_key_is_an_error(
     assert answer.stderr.startswith("Weights & Biases: ") and KEY not in answer.stderr
 
 
+@OLD_VALIDATORS
+def test_a_view_that_the_server_does_not_take_is_an_error_with_its_reason(
+    tracked: Tracked, copied: Path, serve: Callable[[], Server]
+) -> None:
+    server = serve()
+    del server.operations["UpsertView2"]
+    answer = dp4tl("wandb-workspace", tracked.path, "--store", copied)
+    assert answer.returncode == 1 and answer.stdout == ""
+    assert "letters: " in answer.stderr and "unknown operation UpsertView2" in answer.stderr
+    server.unknown.clear()  # that it does not know it was meant
+
+
 # -- the rest --------------------------------------------------------------------------------------
 
 

@@ -210,7 +210,8 @@ class GradientMatching(TargetAwareExampleMethod):
 
 
 class ScoresFile(ExampleMethod):
-    """Scores from elsewhere: an .npz with `ids` (N,) and `scores` (N,), joined by id."""
+    """Scores from elsewhere: an .npz with `ids` and `scores`, joined by id. Every example of the
+    source needs one; others may have one, too."""
 
     method: Literal["scores_file"] = "scores_file"
     path: Annotated[str, Field(min_length=1)]

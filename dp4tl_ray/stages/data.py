@@ -117,8 +117,6 @@ def _pack(pictures: Pictures, packing: Packing, job: Job) -> Index:
         index = pack_shard(pictures, packing, number, bench.folder, notes, threads, report)
         indices.append(index)
         bench.add_parts(packing.shard_name(number))
-    for left in bench.folder.glob(".images-*.part"):  # of one who was killed
-        left.unlink(missing_ok=True)
     index = joined(indices)
     if not len(index.rows):
         raise StageError(f"none of the {total} pictures can be read: {index.skipped[0][1]}")

@@ -32,7 +32,8 @@ class Ledger:
         with contextlib.suppress(OSError):
             here = self.path.read_text(encoding="utf-8").splitlines()
         # of another machine: our own lines are to be published with them
-        self._append(line for line in published if line not in here)
+        if elsewhere := [line for line in published if line not in here]:
+            self._append(elsewhere)
         for line in dict.fromkeys([*published, *here]):
             with contextlib.suppress(ValueError, KeyError, TypeError):  # a torn line
                 self._learn(json.loads(line))

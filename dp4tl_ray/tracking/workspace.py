@@ -23,7 +23,7 @@ MOST_RUNS = 100
 
 
 class WorkspaceError(Exception):
-    """The server does not take the view."""
+    """The view cannot be saved; the message says why."""
 
 
 def save_workspace(study: Study, store: Store) -> str:
@@ -32,7 +32,7 @@ def save_workspace(study: Study, store: Store) -> str:
     Sections that people have added to it stay.
 
     Raises:
-        WorkspaceError: The server is away, or does not know the key.
+        WorkspaceError: The server is away, does not know the key, or does not take the view.
     """
     spec = study.tracking.wandb
     wandb.setup(settings=wandb.Settings(silent=True))
@@ -51,8 +51,10 @@ def save_workspace(study: Study, store: Store) -> str:
         ledger.note(destination=where, workspace=view.url)
         ledger.publish()
         return str(view.url)
-    except wandb.errors.Error as error:
-        raise WorkspaceError(str(error)) from error
+    except WorkspaceError:
+        raise
+    except Exception as error:  # the client's errors are of many kinds, most of them its own
+        raise WorkspaceError(f"{destination(spec.project, spec.entity)}: {error}") from error
     finally:
         wandb.teardown()
 

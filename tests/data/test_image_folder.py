@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import tracemalloc
@@ -334,4 +335,9 @@ def test_a_link_to_nothing_stops_a_run_unless_it_may_skip(
     (sorted(folder.iterdir())[0] / "gone.png").symlink_to("nowhere.png")
     with pytest.raises(DatasetError, match=r"gone\.png .*`exclude` and `corrupt: skip`"):
         fingerprint(ImageFolder(path=str(folder)), "source")
-    assert fingerprint(ImageFolder(path=str(folder), corrupt="skip"), "source")
+    skipping = spec(folder, corrupt="skip")
+    assert fingerprint(skipping, "source")
+    packed = pack(skipping, "source", tmp_path / "store")
+    ((left_out, reason),) = json.loads((packed / "skipped.json").read_text())
+    assert left_out.endswith("/gone.png") and "No such file" in reason
+    assert len(np.load(packed / "labels.npy")) == 6 * 24
